@@ -1,0 +1,77 @@
+"""The datasheet of the shipped models, data/README.md, written from what their files say."""
+
+from pathlib import Path
+from typing import Any
+
+from course_utils import models
+
+HEAD = """# What the course ships
+
+Models, as safetensors in half precision. Each was trained from scratch by this repository, on
+scenes that it drew itself: no photograph, and no weights of anybody else. Licence: MIT, as the
+code.
+
+This page is written by `course train NAME`, which makes a model again from its recipe. Another
+processor rounds differently: a model trained again is as good, and not the same to the last bit.
+"""
+
+
+def write(path: Path | None = None) -> Path:
+    """Write the datasheet of every shipped model that is there; returns where."""
+    path = path or models.DATA / "README.md"
+    there = [name for name in models.RECIPES if (models.DATA / f"{name}.safetensors").exists()]
+    path.write_text("\n".join([HEAD, *map(describe, there)]), encoding="utf-8")
+    return path
+
+
+def describe(name: str) -> str:
+    """One model's recipe, size, accuracies and confusion matrix in Markdown."""
+    sheet = models.datasheet(name)
+    metrics = sheet["metrics"]
+    size = (models.DATA / f"{name}.safetensors").stat().st_size / 1e6
+    facts = [
+        ("network", f"`SmallResNet`, widths {tuple(sheet['widths'])}"),
+        ("parameters", f"{metrics['parameters']:,}"),
+        ("file", f"`{name}.safetensors`, {size:.1f} MB"),
+        ("input", f"{sheet['size']} × {sheet['size']}, mean {sheet['mean']}, std {sheet['std']}"),
+        ("training time", f"{metrics['seconds'] / 60:.0f} minutes on two cores, drawing included"),
+        *((f"accuracy, {kind} scenes", _percent(metrics[kind])) for kind in ("ordinary", "hard")),
+    ]
+    return "\n".join(
+        [
+            f"## `{name}`\n",
+            _table(("", ""), facts),
+            "The recipe (`models.RECIPES`):\n",
+            _table(("", ""), [(f"`{key}`", value) for key, value in sheet["recipe"].items()]),
+            "Accuracy of each class on scenes held out, in %:\n",
+            _table(
+                ("class", "ordinary", "hard"),
+                [
+                    (
+                        label,
+                        *(
+                            f"{100 * metrics[k]['classes'][label]:.1f}"
+                            for k in ("ordinary", "hard")
+                        ),
+                    )
+                    for label in sheet["classes"]
+                ],
+            ),
+            "Hard scenes, row = truth, column = the model's answer, number of scenes:\n",
+            _table(
+                ("", *(label[:4] for label in sheet["classes"])),
+                zip(
+                    sheet["classes"], *zip(*metrics["hard"]["confusion"], strict=True), strict=True
+                ),
+            ),
+        ]
+    )
+
+
+def _percent(result: dict[str, Any]) -> str:
+    return f"{100 * result['accuracy']:.1f} % of {sum(map(sum, result['confusion'])):,} held out"
+
+
+def _table(head: tuple[Any, ...], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"

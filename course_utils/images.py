@@ -1,0 +1,229 @@
+"""Pictures for people (height, width, 3) in uint8, and the way to tensors and back."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+MEGAPIXELS = 120  # a larger photo could fill the memory of a small machine
+# No format that Pillow hands to another program (EPS to Ghostscript).
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "PPM", "ICO", "JPEG2000")
+EXAMPLES = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left")
+
+Source = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
+)
+
+
+def load_image(source: Source) -> np.ndarray:
+    """Any photo as a (height, width, 3) uint8 array: upright, its size unchanged, on white.
+
+    source: a path, the bytes of a file, an open file, a PIL image, or an array (H, W), (H, W, 3) or
+    (H, W, 4) in uint8, uint16 or floats from 0 to 1. The first frame of an animation is taken.
+
+    Raises ValueError (not a picture, damaged, above 120 megapixels), TypeError (none of the kinds
+    above) or FileNotFoundError, each with one sentence.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about odd files that it reads well
+        if isinstance(source, np.ndarray):
+            return _on_white(_from_array(source))
+        if isinstance(source, Image.Image):
+            return _decode(source, "this PIL image")
+        file, name = _file(source)
+        try:
+            Image.init()  # fills Image.OPEN: not every build of Pillow knows every format
+            image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        except Image.DecompressionBombError:
+            raise _too_large(name) from None
+        except Exception:
+            raise ValueError(
+                f"source: {name} is not a picture that can be read; JPEG, PNG, GIF, TIFF, BMP "
+                "and WebP files are"
+            ) from None
+        with image:
+            return _decode(image, name)
+
+
+def _file(source: object) -> tuple[Any, str]:
+    """What Pillow opens, and the name it has in an error."""
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if os.path.isdir(path):
+            raise ValueError(f"source: {path!r} is a folder; give the path of a picture")
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"source: there is no file {path!r}")
+        return path, repr(path)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), f"what was given ({len(source)} bytes)"
+    if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        return source, "the open file"
+    kind = "a file opened as text" if isinstance(source, io.TextIOBase) else type(source).__name__
+    raise TypeError(
+        "source must be a path, bytes, a file opened in mode 'rb', a PIL image or a NumPy array, "
+        f"not {kind}"
+    )
+
+
+def _decode(image: Image.Image, name: str) -> np.ndarray:
+    if image.width * image.height > MEGAPIXELS * 1_000_000:
+        raise _too_large(name, f" ({image.width} × {image.height})")
+    if not image.width * image.height:
+        raise ValueError(f"source: {name} is empty ({image.width} × {image.height} pixels)")
+    try:
+        image.load()
+        return _on_white(_upright(image))
+    except Exception as error:
+        raise ValueError(
+            f"source: {name} is damaged or of an unusual kind and cannot be decoded ({error})"
+        ) from None
+
+
+def _too_large(name: str, size: str = "") -> ValueError:
+    return ValueError(
+        f"source: {name} has more than {MEGAPIXELS} megapixels{size}; make it smaller first"
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    """RGB pixels: wide values scaled to 8 bits, transparent ones on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _from_array(_narrow(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _narrow(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of Pillow's 16-bit, 32-bit and float modes as uint16, or floats."""
+    if pixels.dtype.kind == "f":
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"values from {pixels.min()} to {pixels.max()} do not fit 16 bits")
+    return pixels.astype(np.uint16)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """An array in uint8, bool, uint16 (scaled) or float (0 to 1) as a PIL image."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(
+            f"source: the array has shape {array.shape}; a picture is (height, width), "
+            "(height, width, 3) or (height, width, 4)"
+        )
+    if not array.size:
+        raise ValueError(f"source: the array is empty, its shape is {array.shape}")
+    if array.shape[0] * array.shape[1] > MEGAPIXELS * 1_000_000:
+        raise _too_large("the array", f" (its shape is {array.shape})")
+    if array.dtype == np.uint16:
+        array = array / 65535
+    elif array.dtype == bool:
+        array = array.astype(float)
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # false for NaN too
+            raise ValueError(
+                f"source: floats must lie in [0, 1] but reach from {array.min():.3g} to "
+                f"{array.max():.3g}; to_image turns a model's tensor into a picture"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"source: the array holds {array.dtype}; use uint8, uint16, or floats from 0 to 1"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def example(name: str) -> np.ndarray:
+    """One of the photos in EXAMPLES, as a (height, width, 3) uint8 array."""
+    if name not in EXAMPLES:
+        raise ValueError(f"name: there is no example {name!r}; choose one of {', '.join(EXAMPLES)}")
+    folder = Path(skimage.__file__).parent / "data"
+    return load_image(next(folder.glob(f"{name}.*")))
+
+
+def to_tensor(
+    image: np.ndarray,
+    size: int | None = None,
+    *,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+) -> torch.Tensor:
+    """A picture (H, W, 3) uint8 as a (1, 3, H, W) float32 tensor from 0 to 1.
+
+    size: the short side is resized to `resize` (None: to `size`), then the centre size × size is
+    cut out.
+    """
+    _check_picture("image", image)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if size is not None:
+        # A very long panorama, resized whole, could fill the memory; only its centre is used.
+        reach = 8 * min(picture.size)
+        if max(picture.size) > reach:
+            picture = F.center_crop(
+                picture, [min(reach, picture.height), min(reach, picture.width)]
+            )
+        picture = F.resize(picture, [resize or size], InterpolationMode(interpolation))
+        picture = F.center_crop(picture, [size, size])
+    return F.pil_to_tensor(picture).unsqueeze(0).float() / 255
+
+
+def to_image(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor (3, H, W) or (1, 3, H, W) from 0 to 1, clipped, as a (H, W, 3) uint8 picture."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor must be a torch.Tensor, not {type(tensor).__name__}")
+    shape = tuple(tensor.shape)
+    if len(shape) == 4 and shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise ValueError(f"tensor must be (3, H, W) or (1, 3, H, W), but its shape is {shape}")
+    pixels = tensor.detach().float().clamp(0, 1).mul(255).round()
+    return pixels.permute(1, 2, 0).to("cpu", torch.uint8).contiguous().numpy()
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """The blend (1 − alpha)·image + alpha·heat of two (H, W, 3) uint8 pictures."""
+    _check_picture("image", image)
+    _check_picture("heat", heat)
+    if image.shape != heat.shape:
+        raise ValueError(f"heat has shape {heat.shape} but must match image, {image.shape}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], but is {alpha}")
+    return np.rint((1 - alpha) * image + alpha * heat).astype(np.uint8)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A (H, W, 3) uint8 picture as the bytes of a PNG file."""
+    _check_picture("image", image)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _check_picture(argument: str, image: object) -> None:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"{argument} must be a NumPy array (H, W, 3) in uint8, not {type(image).__name__}; "
+            "load_image reads files, to_image turns tensors into pictures"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"{argument} must be (H, W, 3) in uint8, but is {image.shape} in {image.dtype}; "
+            "load_image makes one of any array or file"
+        )

@@ -1,0 +1,132 @@
+"""Layers: their names, their activations, and a promise to leave a model as it was."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def capture(
+    model: nn.Module, names: str | Iterable[str] | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Keep the activations of layers: `with capture(model, ["layer4"]) as kept: model(images)`.
+
+    names: layers as in `model.named_modules()`; None means all. Yields a dict from name to
+    activation, filled by each call of the model; of a layer that runs several times the last
+    activation stays. Gradients with respect to an activation can be taken.
+
+    Raises ValueError for a name the model does not have.
+    """
+    if names is None:
+        names = [name for name, _ in model.named_modules() if name]
+    names = [names] if isinstance(names, str) else list(names)
+    layers = {name: find(model, name) for name in names}
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple, output: Any) -> Any:
+            kept[name] = output
+            # The network goes on with a copy: an in-place ReLU after the layer would change what
+            # was kept, and a copy on the side would not be on the way to the logits.
+            return output.clone() if isinstance(output, torch.Tensor) else output
+
+        return hook
+
+    handles = []
+    try:
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_hook(keep(name)))
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def preserve(model: nn.Module) -> Iterator[None]:
+    """Give the model back as it came, also after an error.
+
+    Restores every submodule's training flag and hooks, every parameter's requires_grad and .grad,
+    all buffers, and the state of torch's global random generator.
+    """
+    modules = list(model.modules())
+    parameters = list(model.parameters())
+    flags = [module.training for module in modules]
+    hooks = [_hooks(module) for module in modules]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+    ]
+    gradients = [
+        (p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters
+    ]
+    devices = {tensor.device for tensor in (*parameters, *model.buffers())}
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, training, saved in zip(modules, flags, hooks, strict=True):
+                module.training = training
+                _restore_hooks(module, saved)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                _restore_value(buffer, value)
+            for parameter, (wanted, gradient, value) in zip(parameters, gradients, strict=True):
+                parameter.requires_grad_(wanted)
+                parameter.grad = gradient
+                _restore_value(gradient, value)
+
+
+def _hooks(module: nn.Module) -> dict[str, Any]:
+    attributes = {name: value for name, value in vars(module).items() if "_hook" in name}
+    return {
+        name: value.copy() if isinstance(value, dict) else value
+        for name, value in attributes.items()
+    }
+
+
+def _restore_hooks(module: nn.Module, saved: dict[str, Any]) -> None:
+    for name, value in saved.items():
+        current = getattr(module, name)
+        if isinstance(value, dict):  # the same dict: handles that remove hooks point at it
+            current.clear()
+            current.update(value)
+        else:
+            setattr(module, name, value)
+
+
+def _restore_value(tensor: torch.Tensor | None, value: torch.Tensor | None) -> None:
+    # Written only when it changed: writing would invalidate a graph that holds the tensor.
+    if tensor is not None and value is not None and not torch.equal(tensor, value):
+        tensor.copy_(value)
+
+
+def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every 2-D convolution by name, in the order in which the model defines them."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def last_conv(model: nn.Module) -> str:
+    """The name of the last 2-D convolution; ValueError where there is none."""
+    names = list(conv_layers(model))
+    if not names:
+        raise ValueError(f"model: this {type(model).__name__} has no nn.Conv2d")
+    return names[-1]
+
+
+def find(model: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; ValueError with the nearest names where there is none."""
+    layers = dict(model.named_modules(remove_duplicate=False))
+    if name and name in layers:
+        return layers[name]
+    near = difflib.get_close_matches(str(name), filter(None, layers), n=3, cutoff=0.4)
+    raise ValueError(
+        f"layer: the model has no layer {name!r}; "
+        + (f"near it are {', '.join(near)}" if near else "print(model) shows their names")
+    )

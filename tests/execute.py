@@ -1,0 +1,73 @@
+"""Executes notebooks in place and stores the outputs that nbval compares.
+
+python tests/execute.py [NOTEBOOK ...]      # all lectures by default
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(path: Path) -> None:
+    """Run a notebook top to bottom, in the folder of the lectures, and replace it as a whole."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+    )
+    client.execute()
+    write(clean(notebook), path)
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """A notebook without anything that differs from run to run or from machine to machine."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                # A view without its model shows an error in JupyterLab; the panel's picture stays.
+                output.get("data", {}).pop(WIDGET_VIEW, None)
+            cell.outputs = [out for out in cell.outputs if "data" not in out or out.data]
+    nbformat.validate(notebook)
+    return notebook
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Store a notebook, whole or not at all."""
+    unfinished = path.with_suffix(".part")
+    nbformat.write(notebook, unfinished)
+    os.replace(unfinished, path)
+
+
+def main(arguments: list[str]) -> int:
+    """Execute the notebooks named, or every lecture; 1 at the first that fails."""
+    os.environ["PYTHONPATH"] = str(ROOT)  # the kernel finds the library of this checkout
+    for path in map(Path, arguments) if arguments else sorted(NOTEBOOKS.glob("*.ipynb")):
+        print(path, flush=True)
+        try:
+            execute(path)
+        except CellExecutionError as error:
+            print(f"{path} stopped and was left as it is:\n{error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

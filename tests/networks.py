@@ -1,0 +1,97 @@
+"""Tiny networks (N, 3, 8, 8) → (N, 5), one for each thing a method must cope with."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class InPlaceFirst(nn.Module):
+    """An in-place ReLU is the first layer; another follows the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.conv(self.relu(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """ReLU and pooling are function calls, also in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 6, 3)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.relu(self.conv2(x), inplace=True)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Reused(nn.Module):
+    """One convolution and one ReLU run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = self.relu(self.conv(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """BatchNorm, Dropout, and a residual sum before an in-place ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(x + self.bn2(self.conv2(x)))
+        return self.fc(self.dropout(x.mean((2, 3))))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    network.__name__: network for network in (InPlaceFirst, Functional, Reused, Residual)
+}
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """The network of that name, its parameters and running statistics random but fixed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = NETWORKS[name]()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+                module.running_mean = torch.randn(module.num_features)
+                module.running_var = torch.rand(module.num_features) + 0.5
+    return model
+
+
+def batch(n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Random images (n, 3, 8, 8)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=generator, dtype=dtype)

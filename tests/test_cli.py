@@ -1,0 +1,325 @@
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from course_utils import cli, models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The exit code, and what was printed."""
+    try:
+        code = cli.main(list(arguments))
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def one_sentence(error: str) -> None:
+    assert re.fullmatch(r"course: [^\n]+\n", error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "COMMAND"),
+        (("labb",), "'labb'"),
+        (("fetch",), "NAME"),
+        (("lab", "01", "02"), "02"),
+        (("doctor", "--fast"), "--fast"),
+    ],
+)
+def test_a_typo_gets_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    code, _, error = run(capsys, *arguments)
+    assert code == 2
+    one_sentence(error)
+    assert says in error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("name: there is no model 'x'"), "there is no model 'x'"),
+        (ConnectionError("no\nnetwork"), "no network"),
+        (ImportError("No module named 'torch'", name="torch"), "the package torch is missing"),
+    ],
+)
+def test_an_error_becomes_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    says: str,
+) -> None:
+    def fetch(name: str, progress: bool) -> Path:
+        raise error
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    code, _, printed = run(capsys, "fetch", "resnet18")
+    assert code == 1
+    one_sentence(printed)
+    assert printed.startswith(f"course: {says}")
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, progress: bool) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    assert run(capsys, "fetch", "resnet18") == (130, "", "course: stopped.\n")
+
+
+# lab
+
+
+@pytest.fixture
+def lectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("00_start_here", "01_cnn_crash_course", "10_case_study"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("number", "name"), [("1", "01_c"), ("01", "01_c"), ("10", "10_c")])
+def test_a_lecture_is_found_by_its_number(lectures: Path, number: str, name: str) -> None:
+    assert cli.find_lecture(number).name.startswith(name)
+
+
+def test_a_lecture_that_is_not_there(lectures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "lab", "7")
+    assert code == 1
+    assert error == "course: there is no lecture '7'; choose one of 00, 01, 10\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a desktop")
+def test_no_browser_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not cli._has_browser()
+
+
+def test_no_browser_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get() -> None:
+        raise cli.webbrowser.Error
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cli.webbrowser, "get", get)
+    assert not cli._has_browser()
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[str]:
+    """The address that `course lab` prints on a machine without a browser."""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "course_utils", "lab", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    try:
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # Jupyter waits for a kernel that is still starting
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def test_lab_serves_this_machine_alone() -> None:
+    with serving() as address:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[\w-]{20,}", address)
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert b"JupyterLab" in page.read()
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(address.split("/lab")[0] + "/api/contents", timeout=30)
+
+
+@pytest.mark.browser
+def test_lab_opens_the_lecture(chromium: Any) -> None:
+    with serving("00") as address:
+        page = chromium.new_page()
+        page.goto(address)
+        page.wait_for_selector(".jp-Notebook .jp-MarkdownOutput h1", timeout=60_000)
+        assert page.locator(".jp-Dialog").count() == 0
+        page.close()
+
+
+# doctor
+
+
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check passes, however far the machine and the checkout are from that."""
+    for check in ("_lectures", "_kernel", "_jupyterlab", "_cached"):
+        monkeypatch.setattr(cli, check, lambda: "fine")
+    monkeypatch.setattr(cli, "_model", lambda name: "fine")
+
+
+@pytest.mark.usefixtures("healthy")
+def test_doctor_content(capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed, _ = run(capsys, "doctor")
+    lines = printed.splitlines()
+    assert code == 0
+    assert lines[-1] == "Every lecture can run."
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    for name in ("Python", "packages", "device", "model scenes", "disk", "kernel", "JupyterLab"):
+        assert any(f" {name}: " in line for line in lines)
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(
+    ("check", "error", "says"),
+    [
+        ("_model", FileNotFoundError("name: scenes is missing"), "scenes: scenes is missing"),
+        ("_kernel", RuntimeError("no kernel"), "kernel: no kernel"),
+        ("_device", ImportError("x", name="torch"), "device: the package torch is missing"),
+    ],
+)
+def test_doctor_finds_a_problem(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    check: str,
+    error: Exception,
+    says: str,
+) -> None:
+    def broken(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(cli, check, broken)
+    code, printed, _ = run(capsys, "doctor")
+    assert code == 1
+    (problem,) = [line for line in printed.splitlines() if line.startswith("PROBLEM")]
+    assert says in problem
+    assert "1 problem above" in printed
+
+
+def test_doctor_on_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "DATA", tmp_path)
+    with pytest.raises(FileNotFoundError, match="course train scenes"):
+        cli._model("scenes")
+
+
+def test_doctor_on_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["numpy>=2,<3", "torch<0.1", "no-such-package>=1"]
+    monkeypatch.setattr(cli, "_project", lambda: {"dependencies": wanted})
+    with pytest.raises(ValueError, match="torch is .* wanted is <0.1; no-such-package is missing"):
+        cli._packages()
+    monkeypatch.setattr(cli, "_project", lambda: {"dependencies": wanted[:1]})
+    assert cli._packages().startswith("all 1 ")
+
+
+def test_doctor_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e8))
+    with pytest.raises(OSError, match="only 0.1 GB are free"):
+        cli._disk()
+
+
+def test_doctor_on_a_checkout_without_lectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lectures: Path
+) -> None:
+    assert cli._lectures() == "00, 01, 10"
+    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="git checkout notebooks"):
+        cli._lectures()
+
+
+def test_doctor_lists_the_models_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert cli._cached().startswith("none on this computer")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert cli._cached().startswith("resnet18 on this computer")
+
+
+def test_doctor_starts_a_kernel_and_a_server() -> None:
+    assert cli._kernel() == "starts, and finds the library"
+    assert cli._jupyterlab() == "starts"
+
+
+def test_doctor_on_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = SimpleNamespace(returncode=1, stderr="Traceback\nOSError: no port\n")
+    monkeypatch.setattr(cli.subprocess, "run", lambda *_, **__: result)
+    with pytest.raises(RuntimeError, match="does not start: OSError: no port"):
+        cli._jupyterlab()
+
+
+# fetch and train
+
+
+def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fetch", lambda name, progress: Path(f"/cache/{name}.pth"))
+    assert run(capsys, "fetch", "resnet18")[:2] == (
+        0,
+        f"resnet18 is at {Path('/cache/resnet18.pth')}\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["fetch", "train"])
+def test_an_unknown_model(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, _, error = run(capsys, command, "scenez")
+    assert code == 1
+    one_sentence(error)
+    assert "scenes" in error
+
+
+def test_train_prints_how_good_the_model_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {"seconds": 300, "ordinary": {"accuracy": 0.98}, "hard": {"accuracy": 0.876}}
+    monkeypatch.setattr(models, "train_recipe", lambda name: metrics)
+    code, printed, _ = run(capsys, "train", "scenes")
+    assert code == 0
+    assert "ordinary held-out images: 98.0 % right" in printed
+    assert "hard held-out images: 87.6 % right" in printed
+
+
+# test
+
+
+@pytest.mark.parametrize("failing", [None, "ruff", "mypy", "pytest"])
+def test_test_runs_everything_and_remembers_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str | None
+) -> None:
+    commands: list[list[str]] = []
+
+    def run_tool(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command[2:])
+        return SimpleNamespace(returncode=int(failing == command[2]))
+
+    monkeypatch.setattr(cli.subprocess, "run", run_tool)
+    code, _, _ = run(capsys, "test", "tests/test_cli.py", "-k", "a or b", "--lf")
+    assert code == (failing is not None)
+    assert [command[0] for command in commands] == ["ruff", "ruff", "mypy", "pytest"]
+    assert "--nbval" in commands[-1]
+    assert commands[-1][-4:] == ["tests/test_cli.py", "-k", "a or b", "--lf"]
+
+
+def test_test_without_its_tools(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    code, _, error = run(capsys, "test")
+    assert code == 1
+    assert error.startswith("course: ruff, mypy, pytest are missing; ")

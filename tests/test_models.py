@@ -1,0 +1,559 @@
+import dataclasses
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+import torchvision.models
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from course_utils import models
+
+SMALL = "shufflenet_v2_x0_5"
+WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def picture(height: int = 150, width: int = 200) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def small_resnet(seed: int = 0, classes: int = 3) -> models.SmallResNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.SmallResNet(classes, WIDTHS)
+
+
+def classifier(model: nn.Module | None = None) -> models.Classifier:
+    model = (model or small_resnet()).eval()
+    return models.Classifier("tiny", model, ("cow", "crow", "beach ball"), 32, MEAN, STD)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder in the place of the course's own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setattr(models, "DATA", folder)
+    return folder
+
+
+# The network and the classifier ----------------------------------------------------------------
+
+
+def test_small_resnet_has_the_names_of_resnet18() -> None:
+    ours, theirs = small_resnet(), torchvision.models.resnet18()
+    assert [name for name, _ in ours.named_children()] == [n for n, _ in theirs.named_children()]
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+
+
+def test_small_resnet_ends_at_a_sixteenth() -> None:
+    model = small_resnet()
+    x = model.maxpool(model.relu(model.bn1(model.conv1(torch.zeros(1, 3, 128, 128)))))
+    sizes = [x.shape[-1]]
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = layer(x)
+        sizes.append(x.shape[-1])
+    assert sizes == [32, 32, 16, 8, 8]
+    assert model(torch.zeros(2, 3, 128, 128)).shape == (2, 3)
+
+
+def test_narrow_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^widths must be at least 8 each.*\(4, 8, 8, 8\)"):
+        models.SmallResNet(3, (4, 8, 8, 8))
+
+
+def test_conv1_scale() -> None:
+    torch.manual_seed(0)
+    full = models.SmallResNet(3)
+    torch.manual_seed(0)
+    near_zero = models.SmallResNet(3, conv1_scale=0.01)
+    torch.testing.assert_close(near_zero.conv1.weight, full.conv1.weight * 0.01)
+    assert torch.equal(near_zero.fc.weight, full.fc.weight)
+
+
+def test_to_input_and_back() -> None:
+    tensor = classifier().to_input(picture(32, 32))
+    assert tensor.shape == (1, 3, 32, 32)
+    expected = (picture(32, 32)[5, 7] / 255 - MEAN) / STD
+    np.testing.assert_allclose(tensor[0, :, 5, 7].numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(classifier().to_image(tensor), picture(32, 32))
+    assert np.array_equal(classifier().to_image(tensor[0]), picture(32, 32))
+
+
+def test_predict() -> None:
+    tiny = classifier()
+    top = tiny.predict(picture(), k=2)
+    probabilities = tiny.model(tiny.to_input(picture())).softmax(1)[0]
+    assert [name for name, _ in top] == [tiny.classes[i] for i in probabilities.topk(2).indices]
+    assert [p for _, p in top] == pytest.approx(probabilities.topk(2).values.tolist())
+    assert len(tiny.predict(picture())) == 3
+
+
+def test_baselines() -> None:
+    tiny = classifier()
+    images = tiny.to_input(picture()).double()
+    for baseline, color in ((tiny.black(images), 0), (tiny.white(images), 255)):
+        assert baseline.shape == (1, 3, 1, 1)
+        assert baseline.dtype == torch.float64
+        assert (tiny.to_image(baseline.expand_as(images)) == color).all()
+    blurred = tiny.blurred(images, sigma=3)
+    assert blurred.shape == images.shape
+    assert (blurred.std((2, 3)) < 0.5 * images.std((2, 3))).all()
+    torch.testing.assert_close(blurred.mean(), images.mean(), rtol=0.05, atol=0.05)
+    assert torch.allclose(tiny.blurred(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
+
+
+# Shipped models --------------------------------------------------------------------------------
+
+
+def test_save_and_load(data: Path) -> None:
+    original = classifier()
+    models.save(original, data / "scenes.safetensors", widths=WIDTHS, metrics={"hard": 0.9})
+    assert [path.name for path in data.iterdir()] == ["scenes.safetensors"]
+    loaded = models.load("scenes", device="cpu")
+    assert dataclasses.replace(loaded, model=original.model, name="tiny") == original
+    saved = loaded.model.state_dict()
+    for key, value in original.model.state_dict().items():
+        assert saved[key].dtype == value.dtype
+        assert torch.equal(saved[key], value.half().float() if value.is_floating_point() else value)
+
+
+def test_loaded_is_ready_to_be_explained(data: Path) -> None:
+    models.save(classifier(), data / "scenes.safetensors", widths=WIDTHS)
+    model = models.load("scenes", device="cpu").model
+    assert not any(module.training for module in model.modules())
+    for parameter in model.parameters():
+        assert not parameter.requires_grad
+        if parameter.ndim == 4:
+            assert parameter.is_contiguous(memory_format=torch.channels_last)
+    reference = models.SmallResNet(3, WIDTHS).eval()
+    reference.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_default_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.save(classifier(), data / "scenes.safetensors", widths=WIDTHS)
+    monkeypatch.delenv("COURSE_MODEL", raising=False)
+    assert models.load(device="cpu").name == "scenes"
+    monkeypatch.setenv("COURSE_MODEL", "resnet81")
+    with pytest.raises(ValueError, match=r"no model 'resnet81'; near it are .*resnet18"):
+        models.load()
+
+
+def test_missing_and_damaged_files(data: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="'scenes' is not at .*git.*`course train scenes`"):
+        models.load("scenes")
+    with pytest.raises(FileNotFoundError, match="'scenes' is not at"):
+        models.fetch("scenes")
+    path = data / "scenes.safetensors"
+    models.save(classifier(), path, widths=WIDTHS)
+    assert models.fetch("scenes") == path
+    whole = path.read_bytes()
+    models.save(classifier(), path, widths=OTHER_WIDTHS)
+    other_widths = path.read_bytes()
+    models.save(classifier(), path)
+    no_widths = path.read_bytes()
+    for damaged in (whole[:-100], whole[:20], b"", b"hello", other_widths, no_widths):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged.*`course train scenes`") as error:
+            models.load("scenes")
+        assert error.value.__suppress_context__
+        assert "\n" not in str(error.value)
+
+
+def test_a_failed_save_leaves_the_old_file(data: Path) -> None:
+    path = data / "scenes.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        models.save(classifier(), path, widths=object())
+    assert path.read_bytes() == b"old"
+    assert list(data.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("resnet81", "resnet18"), ("scene", "scenes"), ("ResNet18", "resnet18")]
+)
+def test_unknown_name(name: str, near: str) -> None:
+    for function in (models.load, models.fetch):
+        with pytest.raises(ValueError, match=rf"^name: there is no model '{name}'.*\b{near}\b"):
+            function(name)
+
+
+def test_names() -> None:
+    assert models.names()[0] == "scenes"
+    assert "resnet18" in models.names()
+    with pytest.raises(ValueError, match=r"models\.names\(\) has all"):
+        models.load("")
+    with pytest.raises(TypeError, match="^name must be a string"):
+        models.load(18)  # type: ignore[arg-type]
+
+
+# torchvision's models --------------------------------------------------------------------------
+
+
+class Server:
+    """Serves one weights file on a loopback address, whole or cut short."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.content, self.requests, self.cut = cache, b"", 0, 0
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests += 1
+                if not server.content:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(server.content)))
+                self.end_headers()
+                self.wfile.write(server.content[: len(server.content) - server.cut])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever)
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self.http.shutdown()
+            self.thread.join()
+            self.http.server_close()
+
+    def offer(self, name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+        """Random weights under a name as torchvision gives them, where torchvision now looks."""
+        model = torchvision.models.get_model(name)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        self.content = buffer.getvalue()
+        digest = hashlib.sha256(self.content).hexdigest()
+        url = f"http://127.0.0.1:{self.http.server_port}/{name}-{digest[:8]}.pth"
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        monkeypatch.setattr(weights, "_value_", dataclasses.replace(weights.value, url=url))
+        return model
+
+    def cached(self) -> list[Path]:
+        return list(self.cache.iterdir()) if self.cache.exists() else []
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server(tmp_path / "torch" / "hub" / "checkpoints")
+    yield server
+    server.stop()
+
+
+def check_sentence(error: BaseException) -> None:
+    assert "\n" not in str(error)
+    assert error.__cause__ is None
+    assert error.__context__ is None or error.__suppress_context__
+
+
+@pytest.mark.parametrize("name", ["resnet18", SMALL])
+def test_download_once_then_offline(
+    name: str, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = server.offer(name, monkeypatch).eval()
+    path = models.fetch(name)
+    assert "100%" in capsys.readouterr().err
+    assert server.cached() == [path]
+    assert path.read_bytes() == server.content
+    server.stop()
+    loaded = models.load(name, device="cpu")
+    assert models.fetch(name, progress=False) == path
+    assert server.requests == 1
+    for key, value in original.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value)
+    assert loaded.name == name
+    assert loaded.classes[340] == "zebra"
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert not any(module.training for module in loaded.model.modules())
+    assert loaded.model(loaded.to_input(picture())).shape == (1, 1000)
+    assert socket.getdefaulttimeout() is None
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_load_downloads_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.offer(SMALL, monkeypatch)
+    models.load(SMALL, device="cpu")
+    assert server.requests == 1
+
+
+def test_no_network(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.offer("resnet18", monkeypatch)
+    server.stop()
+    for function in (models.load, models.fetch):
+        with pytest.raises(ConnectionError, match="`course fetch resnet18` once") as error:
+            function("resnet18")
+        check_sentence(error.value)
+    assert server.cached() == []
+
+
+def test_not_found(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.offer(SMALL, monkeypatch)
+    server.content = b""
+    with pytest.raises(ConnectionError, match=r"404.*`course fetch shufflenet_v2_x0_5`") as error:
+        models.load(SMALL)
+    check_sentence(error.value)
+    assert server.cached() == []
+
+
+@pytest.mark.parametrize("damage", ["cut short", "connection lost", "changed"])
+def test_damaged_download(damage: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.offer(SMALL, monkeypatch)
+    whole = server.content
+    if damage == "cut short":
+        server.content = whole[:-1000]
+    elif damage == "connection lost":
+        server.cut = 1000
+    else:
+        server.content = whole[:-1] + b"?"
+    for function in (models.load, models.fetch):
+        with pytest.raises((ValueError, ConnectionError), match="`course fetch") as error:
+            function(SMALL)
+        check_sentence(error.value)
+        assert server.cached() == []
+    server.content, server.cut = whole, 0
+    assert models.fetch(SMALL).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "changed"])
+def test_damaged_file_in_the_cache(
+    damage: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.offer(SMALL, monkeypatch)
+    path = models.fetch(SMALL)
+    whole = path.read_bytes()
+    damaged = {"cut short": whole[:-1000], "empty": b"", "changed": whole[:-1] + b"?"}[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"are damaged .*`course fetch shuffle") as error:
+        models.load(SMALL)
+    check_sentence(error.value)
+    assert models.fetch(SMALL) == path
+    assert path.read_bytes() == whole
+
+
+def test_no_code_is_run_from_a_weights_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Callable, tuple]:
+            return Path.touch, (tmp_path / "trapped",)
+
+    monkeypatch.setattr(torch, "save", functools.partial(_save_instead, torch.save, Trap()))
+    server.offer(SMALL, monkeypatch)
+    with pytest.raises(pickle.UnpicklingError):
+        models.load(SMALL)
+    assert not (tmp_path / "trapped").exists()
+
+
+def _save_instead(save: Callable, content: object, _: object, file: io.BytesIO) -> None:
+    save(content, file)
+
+
+@pytest.mark.parametrize("name", models.names()[len(models.RECIPES) :])
+def test_preprocessing_is_torchvisions(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For every classifier of torchvision, with a stand-in for the network itself."""
+    stand_in = nn.Conv2d(3, 1, 1)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(models, "fetch", lambda name: None)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: stand_in)
+    ours = models.load(name, device="cpu")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    for image in (picture(), picture(300, 260)):
+        theirs = weights.transforms()(Image.fromarray(image))[None]
+        torch.testing.assert_close(ours.to_input(image), theirs, rtol=0, atol=1e-6)
+    assert ours.classes == tuple(weights.meta["categories"])
+
+
+# Training --------------------------------------------------------------------------------------
+
+
+def stripes(n: int = 48, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Horizontal stripes, vertical stripes, and none: three classes that are quickly learned."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 3
+    wave = (torch.arange(size) // 2 % 2 * 160).float()
+    images = torch.randint(0, 90, (n, 3, size, size), generator=generator).float()
+    images[labels == 0] += wave[:, None]
+    images[labels == 1] += wave
+    images[labels == 2] += 80
+    return images.to(torch.uint8), labels
+
+
+def fit(model: nn.Module, seed: int = 0, **options: Any) -> list[float]:
+    images, labels = stripes()
+    settings: dict[str, Any] = {
+        "epochs": 6,
+        "lr": 0.05,
+        "batch_size": 16,
+        "mean": MEAN,
+        "std": STD,
+        "progress": False,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return models.train(model, images, labels, **settings | options)
+
+
+def test_train() -> None:
+    model, state = small_resnet(), torch.get_rng_state()
+    losses = fit(model, noise=0.05, conv1_decay=0.01, epochs=12)
+    assert len(losses) == 12 * 3
+    assert max(losses[-6:]) < 0.3 * losses[0]
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    logits = models.predictions(classifier(model), stripes()[0], batch_size=7)
+    assert (logits.argmax(1) == stripes()[1]).float().mean() > 0.9
+
+
+def test_training_is_repeatable() -> None:
+    first = fit(small_resnet(), noise=0.1, epochs=1)
+    assert fit(small_resnet(), noise=0.1, epochs=1) == first
+    assert fit(small_resnet(), noise=0.1, epochs=1, seed=1) != first
+
+
+def test_training_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(small_resnet(), epochs=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "loss=" in shown
+
+
+def test_an_interrupted_training_ends_in_eval_mode() -> None:
+    model = small_resnet()
+    model.fc.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model)
+    assert not model.training
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    factors = [models._warm_up_then_cosine(100)(step) for step in range(100)]
+    top = factors.index(max(factors))
+    assert 15 < top < 25
+    assert factors[0] < 0.1
+    assert max(factors) == pytest.approx(1, abs=0.06)
+    assert factors[-1] < 0.01
+    assert factors == sorted(factors[:top]) + sorted(factors[top:], reverse=True)
+
+
+def test_bad_training_sets() -> None:
+    images, labels = stripes()
+    for bad in (images.float(), images[0], images[:0]):
+        with pytest.raises(ValueError, match="^images must be"):
+            fit_on(bad, labels)
+    for bad in (labels[:-1], labels.float(), F.one_hot(labels)):
+        with pytest.raises(ValueError, match="^labels must be"):
+            fit_on(images, bad)
+    with pytest.raises(ValueError, match="^model: all its parameters are frozen"):
+        fit(small_resnet().requires_grad_(False))
+
+
+def fit_on(images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    return models.train(
+        small_resnet(),
+        images,
+        labels,
+        epochs=1,
+        lr=0.1,
+        mean=MEAN,
+        std=STD,
+        generator=torch.Generator(),
+    )
+
+
+def test_augment() -> None:
+    images = torch.randint(0, 256, (40, 3, 9, 9), dtype=torch.uint8)
+    result = models.augment(images, 2, 0.0, torch.Generator().manual_seed(0))
+    assert result.shape == images.shape
+    originals = images.float() / 255
+    found = set()
+    for original, moved in zip(originals, result, strict=True):
+        for flipped, source in ((False, original), (True, original.flip(-1))):
+            for dy in range(-2, 3):
+                for dx in range(-2, 3):
+                    shifted = source.roll((-dy, -dx), (1, 2))
+                    if torch.equal(moved[:, 2:-2, 2:-2], shifted[:, 2:-2, 2:-2]):
+                        found.add((flipped, dy, dx))
+                        break
+    assert len(found) > 15
+    assert {flipped for flipped, _, _ in found} == {False, True}
+    plain = models.augment(images, 0, 0.0, torch.Generator().manual_seed(0))
+    same = [
+        torch.equal(a, b) or torch.equal(a, b.flip(-1))
+        for a, b in zip(plain, originals, strict=True)
+    ]
+    assert all(same)
+    noisy = models.augment(images, 0, 0.3, torch.Generator().manual_seed(0))
+    level = (noisy - plain).std((1, 2, 3))
+    assert level.max() < 0.33
+    assert level.max() > 2 * level.min() > 0
+
+
+def test_evaluate() -> None:
+    class Reader(nn.Module):
+        """The class is written in the first pixel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.one_hot((x[:, 0, 0, 0] * 255).round().long(), 3) + self.bias
+
+    answers = torch.tensor([0, 0, 1, 2, 2])
+    images = answers.to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    reader = models.Classifier("reader", Reader(), ("a", "b", "c"), 4, (0, 0, 0), (1, 1, 1))
+    result = models.evaluate(reader, images, torch.tensor([0, 1, 1, 2, 0]))
+    assert result["accuracy"] == pytest.approx(3 / 5)
+    assert result["classes"] == {"a": 0.5, "b": 0.5, "c": 1.0}
+    assert result["confusion"] == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
+
+
+def test_recipe(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = models.Recipe(
+        widths=WIDTHS, size=32, ordinary=40, hard=24, held_out=32, epochs=1, batch_size=16
+    )
+    monkeypatch.setitem(models.RECIPES, "scenes", quick)
+    state = torch.get_rng_state()
+    metrics = models.train_recipe("scenes", progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 0 <= metrics["hard"]["accuracy"] <= 1
+    path = data / "scenes.safetensors"
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["course"])
+    assert metadata["metrics"] == metrics
+    assert models.Recipe(**metadata["recipe"]).seed == quick.seed
+    loaded = models.load("scenes", device="cpu")
+    # The metrics are those of the file, not of the weights before they were rounded.
+    images, labels = models.draw_scenes(32, quick.seed + 2, 32, progress=False)
+    assert models.evaluate(loaded, images, labels) == metrics["ordinary"]
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ValueError, match="no recipe 'resnet18'; choose one of scenes"):
+        models.train_recipe("resnet18")

@@ -1,0 +1,127 @@
+"""What every stored notebook must be; their outputs are compared by `pytest --nbval`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests import execute
+
+pytestmark = pytest.mark.notebooks
+
+LECTURES = sorted(execute.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+MACHINE = re.compile(r"/(home|root|Users|tmp|private|var)/\S|[A-Z]:\\+Users")
+
+each_lecture = pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[Any]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def test_the_lectures_are_there() -> None:
+    names = [path.stem for path in LECTURES]
+    assert names[:2] == ["00_start_here", "01_cnn_crash_course"]
+    assert [int(name[:2]) for name in names] == list(range(len(names)))
+
+
+@each_lecture
+def test_executed_once_from_top_to_bottom_without_an_error(path: Path) -> None:
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        kinds = {output.output_type for output in cell.outputs}
+        assert "error" not in kinds or "raises-exception" in cell.metadata.get("tags", [])
+
+
+@each_lecture
+def test_no_output_on_stderr(path: Path) -> None:
+    """Warnings and progress bars differ from run to run."""
+    for cell in code_cells(path):
+        assert [out.text for out in cell.outputs if out.get("name") == "stderr"] == []
+
+
+@each_lecture
+def test_small_enough(path: Path) -> None:
+    assert path.stat().st_size <= 1.5e6
+
+
+@each_lecture
+def test_cells_fit_on_a_slide(path: Path) -> None:
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    assert 1 <= lengths[0] <= 5
+    assert min(lengths) >= 1
+    assert max(lengths) <= 15
+
+
+@each_lecture
+def test_begins_with_a_title(path: Path) -> None:
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+
+
+@each_lecture
+def test_every_picture_has_a_text_alternative(path: Path) -> None:
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alternative = output.data.get("text/plain", "")
+                assert len(alternative) > 10, cell.source
+                assert not re.match(r"<.* object at 0x|<Figure size|<IPython", alternative)
+
+
+@each_lecture
+def test_stored_as_the_execution_leaves_it(path: Path) -> None:
+    """No widget views, no widget state, no times, the same kernel for everybody."""
+    notebook = nbformat.read(path, as_version=4)
+    assert execute.clean(nbformat.from_dict(json.loads(json.dumps(notebook)))) == notebook
+
+
+@each_lecture
+def test_names_no_machine(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
+        texts = [cell.source]
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            texts += [output.get("text", ""), *(v for k, v in data.items() if "image" not in k)]
+        for text in texts:
+            assert not MACHINE.search(str(text))
+
+
+def notebook(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_execute_stores_the_picture_and_not_the_widget(tmp_path: Path) -> None:
+    path = notebook(
+        tmp_path / "panel.ipynb",
+        "from IPython.display import display; from pathlib import Path",
+        "bundle = {'text/plain': 'a panel', 'image/png': 'aGVsbG8='}\n"
+        f"display({{**bundle, {execute.WIDGET_VIEW!r}: {{'model_id': 'x'}}}}, raw=True)",
+        "Path.cwd().name",
+    )
+    assert execute.main([str(path)]) == 0
+    _, panel, folder = code_cells(path)
+    assert panel.outputs[0].data == {"text/plain": "a panel", "image/png": "aGVsbG8="}
+    assert folder.outputs[0].data["text/plain"] == "'notebooks'"
+    stored = nbformat.read(path, as_version=4)
+    assert stored.metadata == execute.METADATA
+    assert [cell.metadata for cell in stored.cells] == [{}, {}, {}]
+
+
+def test_a_notebook_that_fails_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = notebook(tmp_path / "broken.ipynb", "1 + 1", "1 / 0")
+    before = path.read_bytes()
+    assert execute.main([str(path)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.ipynb"]

@@ -1,0 +1,428 @@
+import html
+import io
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from course_utils import models, panels, scenes
+from course_utils.panels import Canvas, Panel
+
+Simple = tuple[Panel, list[tuple[int, int]]]
+PANELS = ("convolution", "preprocessing", "scene_editor")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> models.Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 8))
+    network.eval().requires_grad_(False)
+    return models.Classifier("small", network, scenes.CLASSES, 64)
+
+
+@pytest.fixture
+def panel(request: pytest.FixtureRequest, classifier: models.Classifier) -> Panel:
+    return getattr(panels, request.param)(classifier)
+
+
+every_panel = pytest.mark.parametrize("panel", PANELS, indirect=True)
+
+
+def shown(panel: Panel) -> tuple[bytes, ...]:
+    return tuple(picture.value for picture in panel.pictures)
+
+
+def test_the_names_of_the_panels_in_words() -> None:
+    assert [repr(Panel(name, {}, lambda: Canvas(4, 4))) for name in ("a", "scene editor")] == [
+        "panel: a",
+        "panel: scene editor",
+    ]
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_opens_without_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    panel = getattr(panels, name)()
+    assert isinstance(panel, widgets.Widget)
+    assert repr(panel) == f"panel: {name.replace('_', ' ')}"
+    assert panel.status.value == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def ends(control: widgets.Widget) -> list[Any]:
+    """Values across the range of a control, its ends among them."""
+    if isinstance(control, widgets.Dropdown):
+        return list(control.options)
+    if isinstance(control, widgets.SelectMultiple):
+        return [(part,) for part in control.options] + [tuple(control.options), ()]
+    if isinstance(control, widgets.Checkbox):
+        return [True, False]
+    if isinstance(control, widgets.ColorPicker):
+        return ["#000000", "#ffffff", "#d55e00"]
+    if isinstance(control, widgets.FloatText):
+        return [-100.0, 0.0, 0.5]
+    low, high = control.min, control.max
+    return [low, type(low)((low + high) / 2), high]
+
+
+# What shows only when something else is set.
+NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("convolution", "filter"): {"kernel": panels.LEARNED},
+    ("scene editor", "clutter_texture"): {"clutter": "armchair"},
+    ("scene editor", "clutter_x"): {"clutter": "lamp"},
+    ("scene editor", "clutter_size"): {"clutter": "lamp"},
+    ("scene editor", "companion_x"): {"companion": "crow"},
+    ("scene editor", "companion_size"): {"companion": "crow"},
+}
+
+
+@every_panel
+def test_every_control_across_its_range_changes_the_picture_without_an_error(
+    panel: Panel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opening = panel.values
+    for name, control in panel.controls.items():
+        panel.update(**opening)
+        panel.update(**NEEDS.get((panel.name, name), {}))
+        if isinstance(control, widgets.Button):
+            continue
+        pictures = {shown(panel)}
+        for value in ends(control):
+            control.value = value
+            assert panel.status.value == "", (name, value)
+            pictures.add(shown(panel))
+        assert len(pictures) > 1, f"{name} changes nothing"
+    assert capsys.readouterr() == ("", "")
+
+
+@every_panel
+def test_the_same_values_give_the_same_picture(panel: Panel) -> None:
+    opening, values = shown(panel), panel.values
+    name, control = next((n, c) for n, c in panel.controls.items() if hasattr(c, "max"))
+    control.value = control.max
+    panel.update(**values)
+    assert panel.controls[name].value == values[name]
+    assert shown(panel) == opening
+
+
+@every_panel
+def test_controls_have_names_and_pictures_have_words(panel: Panel) -> None:
+    for control in panel.controls.values():
+        assert getattr(control, "description", "") or control.tooltip
+    assert len(panel.words) > 20
+    assert panel.words.split("“")[0] in html.unescape(panel.caption.value)
+    for picture in panel.pictures:
+        image = Image.open(io.BytesIO(picture.value))
+        assert image.width > 500
+
+
+@every_panel
+def test_the_mimebundle_has_widget_picture_and_fixed_text(panel: Panel) -> None:
+    data, metadata = panel._repr_mimebundle_()
+    assert data["text/plain"] == repr(panel)
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
+    static = Image.open(io.BytesIO(data["image/png"])).convert("RGB")
+    live = Image.open(io.BytesIO(panel.picture.value))
+    assert static.size == live.size
+    difference = np.abs(np.asarray(static, int) - np.asarray(live, int))
+    assert difference.mean() < 6  # the same picture in 256 colours
+    assert len(data["image/png"]) < 300_000
+    assert metadata["image/png"]["alt"] == panel.words
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_wrong_model_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(TypeError, match=r"model must be a Classifier .*not Linear"):
+        getattr(panels, name)(torch.nn.Linear(2, 2))
+
+
+# -- the base ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simple() -> Simple:
+    """A panel of a slider, a follower and a button, which counts its drawings and fails at 7."""
+    drawings: list[tuple[int, int]] = []
+
+    def draw(level: int, other: int) -> Canvas:
+        drawings.append((level, other))
+        if level == 7:
+            raise ValueError("level is 7 <b>, choose\nanother one.")
+        if level == 8:
+            raise RuntimeError("broken")
+        if level == 9:
+            raise KeyError
+        canvas = Canvas(40, 40)
+        canvas.alt = f"level {level}"
+        canvas.box(0, 0, 2 * level, 2 + other, fill="#000000")
+        return canvas
+
+    def go(_: None) -> dict[str, int]:
+        return {"level": 3, "other": 4}
+
+    controls = {
+        "level": widgets.IntSlider(1, max=10, description="level"),
+        "other": widgets.IntSlider(1, max=10, description="other"),
+        "go": widgets.Button(description="go"),
+    }
+    linked = {"level": lambda level: {"other": level}, "go": go}
+    panel = Panel("simple", controls, draw, linked=linked)
+    return panel, drawings
+
+
+def test_a_new_value_has_redrawn_when_the_assignment_returns(simple: Simple) -> None:
+    panel, drawings = simple
+    before = panel.picture.value
+    panel.controls["other"].value = 5
+    assert drawings == [(1, 1), (1, 5)]
+    assert panel.picture.value != before
+    assert panel.words == "level 1"
+
+
+def test_linked_controls_and_buttons_redraw_once(simple: Simple) -> None:
+    panel, drawings = simple
+    panel.controls["level"].value = 2
+    assert drawings[1:] == [(2, 2)]
+    panel.controls["go"].click()
+    assert drawings[2:] == [(3, 4)]
+    panel.update(level=5, other=6)
+    assert drawings[3:] == [(5, 6)]
+
+
+def test_an_error_is_a_sentence_in_the_panel_until_the_next_good_picture(
+    simple: Simple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    panel, _ = simple
+    before = panel.picture.value
+    panel.controls["level"].value = 7
+    assert 'role="alert"' in panel.status.value
+    assert "level is 7 &lt;b&gt;, choose" in panel.status.value
+    assert panel.picture.value == before
+    panel.controls["level"].value = 8
+    assert "RuntimeError: broken" in panel.status.value
+    panel.controls["level"].value = 9
+    assert "KeyError" in panel.status.value
+    panel.controls["level"].value = 6
+    assert panel.status.value == ""
+    assert panel.picture.value != before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_in_a_linked_function_is_shown_too(simple: Simple) -> None:
+    panel, drawings = simple
+    panel._linked["go"] = lambda _: {"level": 1 / 0}
+    panel.controls["go"].click()
+    assert "ZeroDivisionError" in panel.status.value
+    panel._linked["go"] = lambda _: {"nothing": 1}
+    panel.controls["go"].click()
+    assert "no control" in panel.status.value
+    panel.controls["other"].value = 9
+    assert panel.status.value == ""
+    assert drawings[-1] == (1, 9)
+
+
+def test_an_error_on_opening_is_raised() -> None:
+    def draw() -> Canvas:
+        raise ValueError("nothing to show")
+
+    with pytest.raises(ValueError, match="nothing to show"):
+        Panel("broken", {}, draw)
+
+
+def test_update_names_the_nearest_control(simple: Simple) -> None:
+    panel, drawings = simple
+    with pytest.raises(ValueError, match="no control 'levle'; near it are level"):
+        panel.update(levle=2)
+    assert len(drawings) == 1
+
+
+def test_several_pictures_stand_below_each_other_in_the_static_one() -> None:
+    panel = Panel("two", {}, lambda: [Canvas(40, 20), Canvas(60, 30)])
+    assert len(panel.pictures) == 2
+    data, metadata = panel._repr_mimebundle_()
+    size = Image.open(io.BytesIO(data["image/png"])).size
+    first, second = (canvas.image.size for canvas in panel._canvases)
+    assert size == (second[0], first[1] + second[1])
+    assert metadata["image/png"]["width"] == 60 + 2 * panels.MARGIN
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1, "1"), (0.5, ".5"), (-0.25, "−.25"), (-0.001, "0"), (-1.55, "−1.6"), (12.3, "12"),
+     (10, "10"), (100, "100"), (0.998, "1"), (0.05, ".05"), (-20, "−20")],
+)  # fmt: skip
+def test_numbers_in_cells_are_short(value: Any, text: str) -> None:
+    assert panels._short(value) == text
+
+
+# -- convolution -------------------------------------------------------------------------------
+
+
+def test_the_convolution_panel_states_what_conv2d_gives(classifier: models.Classifier) -> None:
+    panel = panels.convolution(classifier)
+    size = classifier.size - 8
+    panel.update(left=size // 2, top=size // 2, padding=0, stride=2, position=5)
+    picture = classifier.to_image(
+        classifier.to_input(scenes.render(scenes.canonical("zebra")).image)
+    )
+    grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
+    patch = torch.tensor(grey[size // 2 :, size // 2 :][:8, :8])[None, None]
+    sobel = torch.tensor(panels.KERNELS["Sobel x (vertical edges)"]).double()[None, None]
+    output = torch.nn.functional.conv2d(patch, sobel, stride=2)[0, 0]
+    assert output.shape == (3, 3)
+    assert "gives an output of 3 × 3" in panel.words
+    total = panels._number(float(output[1, 1]))
+    assert panel.words.endswith(f"the products add up to {total}.")
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "size"),
+    [(s, p, (8 + 2 * p - 3) // s + 1) for s in (1, 2, 3, 4) for p in (0, 1, 2, 3)],
+)
+def test_the_position_slider_ends_with_the_output(
+    classifier: models.Classifier, stride: int, padding: int, size: int
+) -> None:
+    panel = panels.convolution(classifier)
+    panel.update(stride=stride, padding=padding)
+    assert panel.controls["position"].max == size**2
+    assert panel.controls["position"].value <= size**2
+    assert f"an output of {size} × {size}" in panel.words
+
+
+def test_choosing_a_kernel_sets_its_numbers_and_editing_one_makes_it_your_own(
+    classifier: models.Classifier,
+) -> None:
+    panel = panels.convolution(classifier)
+    panel.controls["kernel"].value = "Laplacian"
+    assert panel.controls["w11"].value == -4
+    panel.controls["w11"].value = -3.5
+    assert panel.controls["kernel"].value == panels.BY_HAND
+    assert panel.controls["w01"].value == 1
+    assert panel.controls["filter"].disabled
+    panel.controls["kernel"].value = panels.LEARNED
+    assert not panel.controls["filter"].disabled
+    assert (panel.controls["stride"].value, panel.controls["padding"].value) == (2, 3)
+
+
+def test_the_bias_of_a_learned_filter_is_added(classifier: models.Classifier) -> None:
+    layer = torch.nn.Conv2d(3, 2, 3)
+    torch.nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    torch.nn.init.constant_(layer.bias, 2.5)
+    network = torch.nn.Sequential(layer, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    panel = panels.convolution(replace(classifier, model=network))
+    panel.controls["kernel"].value = panels.LEARNED
+    assert panel.words.endswith("the products add up to 2.50.")
+
+
+def test_a_model_without_convolution_is_refused(classifier: models.Classifier) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 16))
+    with pytest.raises(ValueError, match="model: small has no convolution"):
+        panels.convolution(replace(classifier, model=network))
+
+
+# -- preprocessing -----------------------------------------------------------------------------
+
+
+def test_prepared_as_in_training_both_answers_agree_with_the_model(
+    classifier: models.Classifier,
+) -> None:
+    spec = scenes.canonical("tiger")
+    panel = panels.preprocessing(classifier, spec)
+    assert panel.controls["normalise"].value == "none"
+    panel.controls["reset"].click()
+    (name, probability), *_ = classifier.predict(scenes.render(spec, 256).image, 1)
+    words = panel.words
+    assert words.count(f"answers {name} ({probability:.2f})") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "low", "high"),
+    [
+        ({}, 0, 1),
+        ({"scale": panels.SCALES[1]}, 0, 255),
+        ({"normalise": panels.NORMALS[0]}, -2, 2),
+        ({"normalise": "min–max of this picture", "scale": panels.SCALES[1]}, 0, 1),
+        ({"normalise": "twice"}, -10, 6),
+    ],
+)
+def test_the_numbers_that_the_model_gets(
+    classifier: models.Classifier, changes: Any, low: Any, high: Any
+) -> None:
+    board = np.zeros((64, 64, 3), np.uint8)
+    board[::2] = 255
+    panel = panels.preprocessing(classifier, board)
+    panel.update(**({"normalise": "none"} | changes))
+    low, high = panels._number(low), panels._number(high)
+    assert f"gets numbers from {low} to {high} " in panel.words
+
+
+def test_a_flat_picture_has_no_range_to_stretch(classifier: models.Classifier) -> None:
+    panel = panels.preprocessing(classifier, np.full((30, 90, 3), 7, np.uint8))
+    panel.controls["normalise"].value = "min–max of this picture"
+    assert panel.status.value == ""
+
+
+# -- scene editor ------------------------------------------------------------------------------
+
+
+def test_the_scene_editor_has_a_control_for_every_field(classifier: models.Classifier) -> None:
+    panel = panels.scene_editor(classifier)
+    assert set(panel.values) == set(scenes.SceneSpec.__dataclass_fields__)
+    for name, (low, high) in scenes.RANGES.items():
+        assert (panel.controls[name].min, panel.controls[name].max) == (low, high)
+
+
+def test_choosing_a_class_gives_it_its_looks_and_keeps_the_rest(
+    classifier: models.Classifier,
+) -> None:
+    panel = panels.scene_editor(classifier)
+    panel.update(texture="plain", noise=0.1, clutter="lamp", removed=("head",))
+    panel.controls["label"].value = "clownfish"
+    look = scenes.canonical("clownfish")
+    for name in ("shape", "texture", "color", "accent", "background", "removed"):
+        assert panel.values[name] == getattr(look, name)
+    assert (panel.values["noise"], panel.values["clutter"]) == (0.1, "lamp")
+    assert panel.status.value == ""
+
+
+def test_the_parts_on_offer_are_those_of_the_shape(classifier: models.Classifier) -> None:
+    panel = panels.scene_editor(classifier)
+    assert {"mane", "texture", "background"} <= set(panel.controls["removed"].options)
+    panel.controls["removed"].value = ("mane", "shadow")
+    panel.controls["shape"].value = "ball"
+    assert "mane" not in panel.controls["removed"].options
+    assert panel.controls["removed"].value == ("shadow",)
+    assert panel.status.value == ""
+
+
+def test_it_starts_from_a_scene_and_comes_back_to_it(classifier: models.Classifier) -> None:
+    spec = scenes.canonical("cow", removed=("udder",), angle=30.0, flip=True)
+    panel = panels.scene_editor(classifier, spec)
+    opening = shown(panel)
+    assert scenes.SceneSpec(**panel.values) == spec
+    panel.controls["random"].click()
+    first = scenes.SceneSpec(**panel.values)
+    panel.controls["hard"].click()
+    assert spec != first != scenes.SceneSpec(**panel.values)
+    assert panel.status.value == ""
+    panel.controls["reset"].click()
+    assert scenes.SceneSpec(**panel.values) == spec
+    assert shown(panel) == opening
+
+
+def test_the_truth_is_among_the_answers(classifier: models.Classifier) -> None:
+    panel = panels.scene_editor(classifier)
+    for label in scenes.CLASSES:
+        panel.controls["label"].value = label
+        assert f"with a {label};" in panel.words
+        assert f" {label} 0." in panel.words.split("answers:")[1]
+
+
+def test_a_photo_is_not_a_scene(classifier: models.Classifier) -> None:
+    with pytest.raises(TypeError, match="image must be a SceneSpec .*not ndarray"):
+        panels.scene_editor(classifier, np.zeros((9, 9, 3), np.uint8))
