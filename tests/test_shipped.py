@@ -1,0 +1,66 @@
+"""The models in data/: as good as their datasheet says, on scenes drawn for this test."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from course_utils import datasheets, models
+from course_utils.scenes import CLASSES
+
+BARS = {"ordinary": (0.97, 1.0), "hard": (0.80, 0.95)}
+
+
+@pytest.mark.parametrize("kind", BARS)
+def test_stored_accuracy_is_within_the_bars(kind: str) -> None:
+    low, high = BARS[kind]
+    assert low <= models.datasheet("scenes")["metrics"][kind]["accuracy"] <= high
+
+
+@pytest.mark.parametrize("kind", BARS)
+def test_fresh_scenes_give_the_stored_accuracy(kind: str) -> None:
+    stored = models.datasheet("scenes")["metrics"][kind]["accuracy"]
+    classifier = models.load("scenes", device="cpu")
+    images, labels = models.draw_scenes(256, 12345, 128, progress=False, hard=kind == "hard")
+    found = models.evaluate(classifier, images, labels)["accuracy"]
+    chance = 3 * (stored * (1 - stored) / 256) ** 0.5 + 1 / 256
+    assert abs(found - stored) <= chance
+
+
+def test_stored_confusions_add_up() -> None:
+    for kind in BARS:
+        metrics = models.datasheet("scenes")["metrics"][kind]
+        confusion = torch.tensor(metrics["confusion"])
+        assert confusion.sum() == models.RECIPES["scenes"].held_out
+        assert confusion.diag().sum() / confusion.sum() == pytest.approx(metrics["accuracy"])
+        assert list(metrics["classes"]) == list(CLASSES)
+
+
+def test_first_layer_filters_are_coarse_patterns() -> None:
+    """Noise has 29 % of its energy below 0.3 cycles a pixel; edges, stripes and colours most."""
+    weights = models.load("scenes", device="cpu").model.get_parameter("conv1.weight")
+    energy = torch.fft.fft2(weights, s=(32, 32)).abs() ** 2
+    frequency = torch.fft.fftfreq(32)
+    coarse = frequency[:, None] ** 2 + frequency[None] ** 2 < 0.3**2
+    assert (energy * coarse).sum() / energy.sum() > 0.8
+
+
+def test_the_recipe_in_the_file_is_the_recipe_in_the_library() -> None:
+    from dataclasses import asdict
+
+    stored = models.datasheet("scenes")["recipe"]
+    assert {key: stored[key] for key in stored} == {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(models.RECIPES["scenes"]).items()
+    }
+
+
+def test_all_models_together_are_small() -> None:
+    assert sum(path.stat().st_size for path in models.DATA.glob("*.safetensors")) <= 10e6
+
+
+def test_the_datasheet_is_what_the_files_say(tmp_path: Path) -> None:
+    written = datasheets.write(tmp_path / "README.md").read_text(encoding="utf-8")
+    assert written == (models.DATA / "README.md").read_text(encoding="utf-8")
+    for label in CLASSES:
+        assert label in written
