@@ -433,6 +433,7 @@ def curve(
     named = series if isinstance(series, Mapping) else {"": series}
     with _figure(size, 0.5 * size, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
+        names = []
         for color, (name, values) in zip(SERIES * len(named), named.items(), strict=False):
             y = np.asarray(values, dtype=np.float64)
             steps = np.arange(1, len(y) + 1) if x is None else np.asarray(x)
@@ -441,15 +442,7 @@ def curve(
                 y = np.convolve(y, np.ones(smooth) / smooth, "valid")
                 steps = steps[smooth // 2 :][: len(y)]
             axes.plot(steps, y, color=color)
-            axes.annotate(
-                name,
-                (steps[-1], y[-1]),
-                (6, 0),
-                textcoords="offset points",
-                color=color,
-                va="center",
-                weight="bold",
-            )
+            names.append((float(steps[-1]), float(y[-1]), name, color))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
         axes.margins(x=0.01)
@@ -458,6 +451,17 @@ def curve(
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        _names_at_ends(axes, names)
+
+
+def _names_at_ends(axes: Axes, names: list[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside its end (x, y), from below, none over the one before."""
+    below = -np.inf
+    for x, y, name, color in sorted(names, key=lambda end: end[1]):
+        right, height = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        height = below = max(height, below + 0.08)
+        style = {"color": color, "va": "center", "weight": "bold"}
+        axes.text(right + 0.015, height, name, transform=axes.transAxes, **style)
 
 
 def matrix(
