@@ -326,25 +326,28 @@ def train(name: str) -> int:
 
 
 def test(pytest: list[str]) -> int:
-    """Lint, format, types, then pytest with the notebooks; pytest's summary is the last line."""
+    """Lint, format, types, the tests, the notebooks; after a success pytest's summary is last."""
     missing = [tool for tool in ("ruff", "mypy", "pytest") if not importlib.util.find_spec(tool)]
     if missing:
         raise ImportError(
             f"{', '.join(missing)} are missing; `python3 -m course_utils test` sets all up"
         )
-    notebooks = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
+    nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
     steps = {
         "lint": ["ruff", "check"],
         "format": ["ruff", "format", "--check"],
         "types": ["mypy"],
-        "pytest": ["pytest", *notebooks, *(pytest or ["--cov"])],
     }
-    code = 0
+    if pytest:
+        steps["pytest"] = ["pytest", *nbval, *pytest]
+    else:  # apart, because nbval's own coverage would keep the kernels from starting
+        steps["tests"] = ["pytest", "tests", "--cov"]
+        steps["notebooks"] = ["pytest", *nbval, "notebooks"]
+    failed = []
     for name, command in steps.items():
         print(f"course: {name} …", flush=True)
-        result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
-        if result.returncode:
-            code = 1
-            if name != "pytest":
-                print(f"course: {name} FAILED (see above)", flush=True)
-    return code
+        if subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"course: FAILED: {', '.join(failed)} (see above)", flush=True)
+    return int(bool(failed))

@@ -316,6 +316,23 @@ def test_test_runs_everything_and_remembers_a_failure(
     assert commands[-1][-4:] == ["tests/test_cli.py", "-k", "a or b", "--lf"]
 
 
+def test_test_alone_measures_coverage_and_compares_the_notebooks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def run_tool(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command[2:])
+        return SimpleNamespace(returncode=int("--nbval" in command))
+
+    monkeypatch.setattr(cli.subprocess, "run", run_tool)
+    code, printed, _ = run(capsys, "test")
+    assert code == 1
+    assert printed.endswith("course: FAILED: notebooks (see above)\n")
+    assert commands[-2] == ["pytest", "tests", "--cov"]
+    assert commands[-1][-1] == "notebooks"
+
+
 def test_test_without_its_tools(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
