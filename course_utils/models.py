@@ -588,4 +588,5 @@ def save(classifier: Classifier, path: str | os.PathLike[str], **metadata: Any) 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         unfinished = Path(folder, path.name)
         save_file(state, unfinished, {"course": json.dumps(description)})
+        unfinished.chmod(0o644)  # safetensors writes files that only their owner can read
         unfinished.replace(path)
