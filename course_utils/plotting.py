@@ -460,8 +460,8 @@ def _names_at_ends(axes: Axes, names: list[tuple[float, float, str, str]]) -> No
     for x, y, name, color in sorted(names, key=lambda end: end[1]):
         right, height = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
         height = below = max(height, below + 0.08)
-        style = {"color": color, "va": "center", "weight": "bold"}
-        axes.text(right + 0.015, height, name, transform=axes.transAxes, **style)
+        label = axes.text(right + 0.015, height, name, color=color, va="center", weight="bold")
+        label.set_transform(axes.transAxes)
 
 
 def matrix(
