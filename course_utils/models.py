@@ -219,7 +219,7 @@ def datasheet(name: str = "scenes") -> dict[str, Any]:
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise _damaged(name) from None
     if missing := {"classes", "size", "mean", "std", "widths"} - set(sheet):
-        raise _damaged(name, f"its datasheet lacks {', '.join(sorted(missing))}")
+        raise _damaged(name, f"its datasheet lacks {', '.join(sorted(missing))}") from None
     return sheet
 
 
