@@ -1,5 +1,7 @@
+import asyncio
 import html
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from course_utils import models, panels, scenes
-from course_utils.panels import Canvas, Panel
+from course_utils.panels import Canvas, Panel, base, basics
 
 Simple = tuple[Panel, list[tuple[int, int]]]
 PANELS = ("convolution", "preprocessing", "scene_editor")
@@ -71,7 +73,7 @@ def ends(control: widgets.Widget) -> list[Any]:
 
 # What shows only when something else is set.
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
-    ("convolution", "filter"): {"kernel": panels.LEARNED},
+    ("convolution", "filter"): {"kernel": basics.LEARNED},
     ("scene editor", "clutter_texture"): {"clutter": "armchair"},
     ("scene editor", "clutter_x"): {"clutter": "lamp"},
     ("scene editor", "clutter_size"): {"clutter": "lamp"},
@@ -247,7 +249,7 @@ def test_several_pictures_stand_below_each_other_in_the_static_one() -> None:
     size = Image.open(io.BytesIO(data["image/png"])).size
     first, second = (canvas.image.size for canvas in panel._canvases)
     assert size == (second[0], first[1] + second[1])
-    assert metadata["image/png"]["width"] == 60 + 2 * panels.MARGIN
+    assert metadata["image/png"]["width"] == 60 + 2 * base.MARGIN
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_several_pictures_stand_below_each_other_in_the_static_one() -> None:
      (10, "10"), (100, "100"), (0.998, "1"), (0.05, ".05"), (-20, "−20")],
 )  # fmt: skip
 def test_numbers_in_cells_are_short(value: Any, text: str) -> None:
-    assert panels._short(value) == text
+    assert base.short(value) == text
 
 
 # -- convolution -------------------------------------------------------------------------------
@@ -271,11 +273,11 @@ def test_the_convolution_panel_states_what_conv2d_gives(classifier: models.Class
     )
     grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
     patch = torch.tensor(grey[size // 2 :, size // 2 :][:8, :8])[None, None]
-    sobel = torch.tensor(panels.KERNELS["Sobel x (vertical edges)"]).double()[None, None]
+    sobel = torch.tensor(basics.KERNELS["Sobel x (vertical edges)"]).double()[None, None]
     output = torch.nn.functional.conv2d(patch, sobel, stride=2)[0, 0]
     assert output.shape == (3, 3)
     assert "gives an output of 3 × 3" in panel.words
-    total = panels._number(float(output[1, 1]))
+    total = base.decimal(float(output[1, 1]))
     assert panel.words.endswith(f"the products add up to {total}.")
 
 
@@ -300,10 +302,10 @@ def test_choosing_a_kernel_sets_its_numbers_and_editing_one_makes_it_your_own(
     panel.controls["kernel"].value = "Laplacian"
     assert panel.controls["w11"].value == -4
     panel.controls["w11"].value = -3.5
-    assert panel.controls["kernel"].value == panels.BY_HAND
+    assert panel.controls["kernel"].value == basics.BY_HAND
     assert panel.controls["w01"].value == 1
     assert panel.controls["filter"].disabled
-    panel.controls["kernel"].value = panels.LEARNED
+    panel.controls["kernel"].value = basics.LEARNED
     assert not panel.controls["filter"].disabled
     assert (panel.controls["stride"].value, panel.controls["padding"].value) == (2, 3)
 
@@ -315,7 +317,7 @@ def test_the_bias_of_a_learned_filter_is_added(classifier: models.Classifier) ->
     torch.nn.init.constant_(layer.bias, 2.5)
     network = torch.nn.Sequential(layer, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     panel = panels.convolution(replace(classifier, model=network))
-    panel.controls["kernel"].value = panels.LEARNED
+    panel.controls["kernel"].value = basics.LEARNED
     assert panel.words.endswith("the products add up to 2.50.")
 
 
@@ -344,9 +346,9 @@ def test_prepared_as_in_training_both_answers_agree_with_the_model(
     ("changes", "low", "high"),
     [
         ({}, 0, 1),
-        ({"scale": panels.SCALES[1]}, 0, 255),
-        ({"normalise": panels.NORMALS[0]}, -2, 2),
-        ({"normalise": "min–max of this picture", "scale": panels.SCALES[1]}, 0, 1),
+        ({"scale": basics.SCALES[1]}, 0, 255),
+        ({"normalise": basics.NORMALS[0]}, -2, 2),
+        ({"normalise": "min–max of this picture", "scale": basics.SCALES[1]}, 0, 1),
         ({"normalise": "twice"}, -10, 6),
     ],
 )
@@ -357,7 +359,7 @@ def test_the_numbers_that_the_model_gets(
     board[::2] = 255
     panel = panels.preprocessing(classifier, board)
     panel.update(**({"normalise": "none"} | changes))
-    low, high = panels._number(low), panels._number(high)
+    low, high = base.decimal(low), base.decimal(high)
     assert f"gets numbers from {low} to {high} " in panel.words
 
 
@@ -426,3 +428,58 @@ def test_the_truth_is_among_the_answers(classifier: models.Classifier) -> None:
 def test_a_photo_is_not_a_scene(classifier: models.Classifier) -> None:
     with pytest.raises(TypeError, match="image must be a SceneSpec .*not ndarray"):
         panels.scene_editor(classifier, np.zeros((9, 9, 3), np.uint8))
+
+
+def coarse_then_fine(log: list[str]) -> Panel:
+    def draw(size: int) -> Iterator[Canvas]:
+        for step in ("coarse", "fine"):
+            log.append(f"{step} {size}")
+            yield Canvas(10 + size, 10 + len(step))
+
+    return Panel("steps", {"size": widgets.IntSlider(1, min=1, max=9)}, draw)
+
+
+def test_a_panel_without_a_running_loop_draws_to_the_end_at_once() -> None:
+    log: list[str] = []
+    panel = coarse_then_fine(log)
+    assert panel.words == ""
+    panel.controls["size"].value = 5
+    assert log == ["coarse 1", "fine 1", "coarse 5", "fine 5"]
+
+
+def test_in_a_notebook_a_move_stops_the_refinement_of_the_one_before() -> None:
+    log: list[str] = []
+
+    async def moves() -> list[int]:
+        panel = coarse_then_fine(log)
+        log.clear()
+        heights = []
+        for size in (2, 3):
+            panel.controls["size"].value = size
+            heights.append(Image.open(io.BytesIO(panel.picture.value)).height)
+        await asyncio.sleep(0.2)
+        heights.append(Image.open(io.BytesIO(panel.picture.value)).height)
+        return heights
+
+    coarse, same, fine = asyncio.run(moves())
+    assert log == ["coarse 2", "coarse 3", "fine 3"]
+    assert coarse == same > fine
+
+
+def test_an_error_in_the_refinement_is_said_and_the_coarse_picture_stays() -> None:
+    def draw(size: int) -> Iterator[Canvas]:
+        yield Canvas(10, 10)
+        if size > 1:
+            raise ValueError("size is too large.")
+
+    panel = Panel("steps", {"size": widgets.IntSlider(1, min=1, max=9)}, draw)
+
+    async def move() -> None:
+        panel.controls["size"].value = 2
+        assert panel.status.value == ""
+        await asyncio.sleep(0.1)
+
+    asyncio.run(move())
+    assert "size is too large." in panel.status.value
+    panel.controls["size"].value = 1
+    assert panel.status.value == ""

@@ -1,0 +1,10 @@
+"""Panels: controls beside a picture that is computed again at every move.
+
+A panel is a function `NAME(model=None, image=None)`. It makes the controls, says in `draw` how
+their values become a picture, and gives both to `Panel`, which does the rest.
+"""
+
+from course_utils.panels.base import Canvas, Panel
+from course_utils.panels.basics import convolution, preprocessing, scene_editor
+
+__all__ = ["Canvas", "Panel", "convolution", "preprocessing", "scene_editor"]
