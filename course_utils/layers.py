@@ -1,7 +1,7 @@
 """Layers: their names, their activations, and a promise to leave a model as it was."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,37 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def ablate(
+    model: nn.Module, name: str, units: int | Sequence[int], value: float | torch.Tensor = 0.0
+) -> Iterator[None]:
+    """Take units of a layer away: inside, channels `units` of its output have this value.
+
+    value: a number, or a tensor with one number for each of the units, such as their mean over
+    many images: zero may be a value the next layer has never seen. Raises ValueError for a layer
+    that is not there, and when the model runs, for a unit that is not there.
+    """
+    units = [units] if isinstance(units, int) else list(units)
+
+    def replace(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        count = output.shape[1]
+        missing = [unit for unit in units if not 0 <= unit < count]
+        if missing:
+            raise ValueError(
+                f"units: layer {name!r} has no unit {missing[0]}; its units are 0 to {count - 1}"
+            )
+        output = output.clone()
+        constant = torch.as_tensor(value, dtype=output.dtype, device=output.device)
+        output[:, units] = constant.view(-1, *[1] * (output.ndim - 2))
+        return output
+
+    handle = find(model, name).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms.functional import gaussian_blur, normalize
@@ -123,6 +124,14 @@ class Classifier:
         mean, std = self._constant(self.mean, tensor), self._constant(self.std, tensor)
         return pictures.to_image(tensor * std + mean)
 
+    def inputs(self, pictures: Sequence[Any] | Dataset[Any]) -> "Inputs":
+        """Many pictures as the model wants them, each prepared when it is asked for.
+
+        pictures: a sequence of (H, W, 3) uint8 arrays, a tensor (N, 3, H, W) uint8, or a dataset
+        of such tensors with labels, as `scenes.Scenes`. Item i is (3, size, size).
+        """
+        return Inputs(self, pictures)
+
     def predict(self, image: np.ndarray, k: int = 5) -> list[tuple[str, float]]:
         """The k most probable classes of a picture (H, W, 3), each with its probability."""
         with torch.no_grad():
@@ -148,6 +157,24 @@ class Classifier:
 
     def _constant(self, values: tuple[float, float, float], like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+
+
+class Inputs(Dataset[torch.Tensor]):
+    """Pictures in model space, prepared one by one: item i is (3, size, size)."""
+
+    def __init__(self, classifier: Classifier, pictures: Sequence[Any] | Dataset[Any]) -> None:
+        self.classifier, self.pictures = classifier, pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        picture = self.pictures[index]
+        if isinstance(picture, tuple):  # with its label
+            picture = picture[0]
+        if isinstance(picture, torch.Tensor):
+            picture = picture.permute(1, 2, 0).numpy()
+        return self.classifier.to_input(picture)[0]
 
 
 # Loading -------------------------------------------------------------------------------------
@@ -489,20 +516,21 @@ def train_recipe(
     """
     if name not in RECIPES:
         raise ValueError(f"name: there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    from course_utils.scenes import CLASSES
+    from course_utils.scenes import CLASSES, Scenes
 
     recipe = RECIPES[name]
     started = time.perf_counter()
-    ordinary, ordinary_labels = draw_scenes(recipe.ordinary, recipe.seed, recipe.size, progress)
-    hard, hard_labels = draw_scenes(recipe.hard, recipe.seed + 1, recipe.size, progress, hard=True)
+    ordinary = Scenes(recipe.ordinary, recipe.seed, resolution=recipe.size).draw(progress)
+    hard = Scenes(recipe.hard, recipe.seed + 1, hard=True, resolution=recipe.size).draw(progress)
+    images, labels = (torch.cat(both) for both in zip(ordinary, hard, strict=True))
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = SmallResNet(len(CLASSES), recipe.widths, recipe.conv1_scale)
     losses = train(
         model,
-        torch.cat([ordinary, hard]),
-        torch.cat([ordinary_labels, hard_labels]),
+        images,
+        labels,
         epochs=recipe.epochs,
         lr=recipe.lr,
         mean=recipe.mean,
@@ -523,9 +551,8 @@ def train_recipe(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     for kind, seed in (("ordinary", recipe.seed + 2), ("hard", recipe.seed + 3)):
-        images, labels = draw_scenes(
-            recipe.held_out, seed, recipe.size, progress, hard=kind == "hard"
-        )
+        held_out = Scenes(recipe.held_out, seed, hard=kind == "hard", resolution=recipe.size)
+        images, labels = held_out.draw(progress)
         metrics[kind] = evaluate(classifier, images, labels)
     save(
         classifier,
@@ -535,24 +562,6 @@ def train_recipe(
         metrics=metrics,
     )
     return metrics
-
-
-def draw_scenes(
-    length: int, seed: int, size: int, progress: bool = True, *, hard: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """That many scenes: images (length, 3, size, size) uint8 and labels (length,)."""
-    from course_utils.scenes import Scenes
-
-    loader = torch.utils.data.DataLoader(
-        Scenes(length, seed, hard=hard, resolution=size),
-        batch_size=64,
-        num_workers=2,
-        generator=torch.Generator(),  # else the loader draws from the global one
-    )
-    batches = list(tqdm(loader, desc="drawing", disable=not progress, unit="batch"))
-    return torch.cat([images for images, _ in batches]), torch.cat(
-        [labels for _, labels in batches]
-    )
 
 
 def evaluate(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:

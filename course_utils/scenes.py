@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageColor
 from scipy.ndimage import gaussian_filter
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
 from course_utils.scenery import (
     BACKGROUNDS,
@@ -406,6 +407,7 @@ class Scenes(Dataset[tuple[torch.Tensor, int]]):
         if length < 1:
             raise ValueError(f"length is {length}; ask for at least one scene.")
         self.length, self.seed, self.hard, self.resolution = length, seed, hard, resolution
+        self._drawn: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -421,6 +423,23 @@ class Scenes(Dataset[tuple[torch.Tensor, int]]):
         """Scene `index`, drawn."""
         return render(self.spec(index), self.resolution)
 
+    def draw(self, progress: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """All images (N, 3, H, W) uint8 and labels (N,), drawn by two processes, and then kept."""
+        if self._drawn is None:
+            loader = DataLoader(
+                self,
+                batch_size=64,
+                num_workers=2,
+                generator=torch.Generator(),  # else the loader draws from the global one
+            )
+            batches = list(tqdm(loader, desc="drawing", disable=not progress, unit="batch"))
+            images, labels = zip(*batches, strict=True)
+            self._drawn = torch.cat(images), torch.cat(labels)
+        return self._drawn
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self._drawn is not None:
+            images, labels = self._drawn
+            return images[index], int(labels[index])
         scene = self.scene(index)
         return torch.from_numpy(scene.image).permute(2, 0, 1), CLASSES.index(scene.label)

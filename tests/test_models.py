@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import models
+from course_utils import models, scenes
 
 SMALL = "shufflenet_v2_x0_5"
 WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
@@ -550,7 +550,7 @@ def test_recipe(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.Recipe(**metadata["recipe"]).seed == quick.seed
     loaded = models.load("scenes", device="cpu")
     # The metrics are those of the file, not of the weights before they were rounded.
-    images, labels = models.draw_scenes(32, quick.seed + 2, 32, progress=False)
+    images, labels = scenes.Scenes(32, quick.seed + 2, resolution=32).draw(progress=False)
     assert models.evaluate(loaded, images, labels) == metrics["ordinary"]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from course_utils import datasheets, models
-from course_utils.scenes import CLASSES
+from course_utils.scenes import CLASSES, Scenes
 
 BARS = {"ordinary": (0.97, 1.0), "hard": (0.80, 0.95)}
 
@@ -23,7 +23,7 @@ def test_stored_accuracy_is_within_the_bars(kind: str) -> None:
 def test_fresh_scenes_give_the_stored_accuracy(kind: str) -> None:
     stored = models.datasheet("scenes")["metrics"][kind]["accuracy"]
     classifier = models.load("scenes", device="cpu")
-    images, labels = models.draw_scenes(256, 12345, 128, progress=False, hard=kind == "hard")
+    images, labels = Scenes(256, 12345, hard=kind == "hard").draw(progress=False)
     found = models.evaluate(classifier, images, labels)["accuracy"]
     chance = 3 * (stored * (1 - stored) / 256) ** 0.5 + 1 / 256
     assert abs(found - stored) <= chance
