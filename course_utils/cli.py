@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("name", metavar="NAME", help="such as resnet18")
     command = add("train", train, "train a model of the course again, from its recipe")
     command.add_argument("name", metavar="NAME", help="such as scenes")
+    command = add("microscope", microscope, "look at every unit of a model of the course again")
+    command.add_argument("name", metavar="NAME", help="such as scenes")
     command = add("test", test, "check style, types, library and notebooks")
     command.add_argument("pytest", nargs="*", metavar="ARG", help="passed on to pytest")
 
@@ -177,6 +179,7 @@ def _installed() -> Checks:
         ("packages", _packages),
         ("lectures", _lectures),
         *((f"model {name}", partial(_model, name)) for name in _shipped()),
+        *((f"microscope {name}", partial(_units, name)) for name in _shipped()),
     ]
 
 
@@ -244,6 +247,12 @@ def _model(name: str) -> str:
     return (
         f"reads {len(classifier.classes)} classes from {classifier.size}×{classifier.size} pixels"
     )
+
+
+def _units(name: str) -> str:
+    from course_utils import microscope
+
+    return f"knows {sum(map(len, microscope.load(name).scenes.values())):,} units"
 
 
 def _cached() -> str:
@@ -319,6 +328,15 @@ def train(name: str) -> int:
             print(f"{key} held-out images: {100 * value['accuracy']:.1f} % right")
         else:
             print(f"{key}: {value}")
+    return 0
+
+
+def microscope(name: str) -> int:
+    """Look at every unit of a shipped model again, and write down what was seen."""
+    from course_utils import datasheets, microscope
+
+    print(f"what the units of {name} answer to is in {microscope.survey(name)}")
+    datasheets.write()
     return 0
 
 

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from course_utils import models
+from course_utils import microscope, models
 
 HEAD = """# What the course ships
 
-Models, as safetensors in half precision. Each was trained from scratch by this repository, on
-scenes that it drew itself: no photograph, and no weights of anybody else. Licence: MIT, as the
-code.
+Models, as safetensors in half precision, and what their units answer to. Each model was trained
+from scratch by this repository, on scenes that it drew itself: no photograph, and no weights of
+anybody else. Licence: MIT, as the code.
 
-This page is written by `course train NAME`, which makes a model again from its recipe. Another
-processor rounds differently: a model trained again is as good, and not the same to the last bit.
+This page is written by `course train NAME`, which makes a model again from its recipe, and by
+`course microscope NAME`, which looks at its units again. Another processor rounds differently: a
+model trained again is as good, and not the same to the last bit.
 """
 
 
@@ -20,7 +21,9 @@ def write(path: Path | None = None) -> Path:
     """Write the datasheet of every shipped model that is there; returns where."""
     path = path or models.DATA / "README.md"
     there = [name for name in models.RECIPES if (models.DATA / f"{name}.safetensors").exists()]
-    path.write_text("\n".join([HEAD, *map(describe, there)]), encoding="utf-8")
+    looked_at = [name for name in there if (models.DATA / f"{name}-units.safetensors").exists()]
+    pages = [*map(describe, there), *map(describe_units, looked_at)]
+    path.write_text("\n".join([HEAD, *pages]), encoding="utf-8")
     return path
 
 
@@ -64,6 +67,28 @@ def describe(name: str) -> str:
                     sheet["classes"], *zip(*metrics["hard"]["confusion"], strict=True), strict=True
                 ),
             ),
+        ]
+    )
+
+
+def describe_units(name: str) -> str:
+    """How the synthesised picture of each unit compares with the best scene, a row a layer."""
+    survey = microscope.load(name)
+    world = next(iter(survey.units.values())).world
+    rows = []
+    for layer, best in survey.scenes.items():
+        higher = (survey.scores[layer] > best).sum()
+        rows.append((f"`{layer}`", len(best), higher, f"{100 * higher / len(best):.1f}"))
+    size = (models.DATA / f"{name}-units.safetensors").stat().st_size / 1e6
+    return "\n".join(
+        [
+            f"## The units of `{name}`\n",
+            f"`{name}-units.safetensors`, {size:.1f} MB, is what lecture 04's microscope shows: of "
+            "each unit its top scenes,\nits concept scores, its synthesised picture, its strongest "
+            f"inputs. `course microscope {name}` makes it again.\n",
+            f"Units whose synthesised picture (128 × 128, 64 steps) gives a higher mean activation "
+            f"than the best of\n{len(world):,} scenes:\n",
+            _table(("layer", "units", "higher", "%"), rows),
         ]
     )
 

@@ -4,7 +4,7 @@ A **unit** is one channel of a layer's output (N, C, H, W), or one number of an 
 **response** to an image is its map, pooled over all positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from colorsys import rgb_to_hsv
 from typing import Any, NamedTuple
 
@@ -46,8 +46,8 @@ def filters(layer: nn.Module) -> NDArray[np.uint8]:
             f"layer must be an nn.Conv2d, not {type(layer).__name__}; "
             "layers.conv_layers(model) lists them"
         )
-    weights = layer.weight.detach().cpu().numpy()
-    if weights.shape[1] in (1, 3):
+    weights = layer.weight.detach().float().cpu().numpy()
+    if layer.in_channels in (1, 3):
         return plotting.filter_tiles(weights)
     return np.stack([plotting.colorize(kernel, "signed") for kernel in weights.mean(axis=1)])
 
@@ -59,34 +59,51 @@ def feature_maps(
 
     images: (N, C, H, W) in model space. layers: names; None takes every 2-D convolution.
     The maps are the layers' own outputs: before BatchNorm and ReLU where those are layers of their
-    own. Raises ValueError or TypeError naming the argument.
+    own. A layer that the images do not pass is left out. Raises ValueError or TypeError naming the
+    argument.
     """
     check(model, images)
-    names = list(conv_layers(model)) if layers is None else layers
+    if layers is None:
+        layers = list(conv_layers(model))
+    names = [layers] if isinstance(layers, str) else list(layers)
     with explaining(model), torch.no_grad(), capture(model, names) as kept:
         model(images.clone())
-    return {name: maps.detach() for name, maps in kept.items()}
+    for name, maps in kept.items():
+        if not isinstance(maps, torch.Tensor):
+            raise ValueError(f"layer {name!r} gives a {type(maps).__name__}, not a tensor of maps")
+    return {name: kept[name].detach() for name in names if name in kept}
 
 
 def multi_output(model: nn.Module, layers: Sequence[str]) -> nn.Module:
     """The model with more outputs: images → {name: activation}, sharing all its weights.
 
     A plain module, with which one can train and take gradients.
-    Raises ValueError where there is no layer of that name.
+    Raises ValueError where there is no layer of that name, or where it does not run.
     """
-    for name in layers:
+    return _MultiOutput(model, _names(model, layers))
+
+
+def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    """Layers that the model has, as a list also where it is only one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    names = [layers] if isinstance(layers, str) else list(layers)
+    for name in names:
         find(model, name)
-    return _MultiOutput(model, tuple(layers))
+    return names
 
 
 class _MultiOutput(nn.Module):
-    def __init__(self, model: nn.Module, layers: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: list[str]) -> None:
         super().__init__()
         self.model, self.layers = model, layers
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         with capture(self.model, self.layers) as kept:
             self.model(images)
+        for name in self.layers:
+            if name not in kept:
+                raise ValueError(f"layers: layer {name!r} did not run")
         return {name: kept[name] for name in self.layers}
 
 
@@ -108,7 +125,7 @@ def responses(
     images (`Classifier.inputs` makes that of pictures). pool: over the positions of a unit's map,
     "mean", "max" or "sum"; an output without positions is taken as it is.
     """
-    rows = [pooled for pooled, _ in _pooled(model, layer, images, pool, batch_size, progress)]
+    rows = [pooled for pooled, _, _ in _pooled(model, layer, images, pool, batch_size, progress)]
     return torch.cat(rows)
 
 
@@ -134,31 +151,31 @@ def top_activating(
     """The k images to which one unit of a layer answers most.
 
     unit: a channel of the layer's output. images, pool: as in `responses`. Of equal scores the
-    earlier image comes first. No more than `batch_size` images and k results are held at a time.
+    earlier image comes first. Images are asked for `batch_size` at a time and not kept.
 
     Raises ValueError for a layer or unit that is not there and a k larger than the set.
     Source: Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
+    _check_whole("unit", unit)
     _check_whole("k", k)
     if not 1 <= k <= _length(images):
         raise ValueError(f"k is {k}; choose from 1 to the number of images, {_length(images)}")
-    best, positions = torch.empty(0), torch.empty(0, 2)
+    best, positions = torch.empty(0), torch.empty(0, 2, dtype=torch.long)
     indices = torch.empty(0, dtype=torch.long)
     seen = 0
-    for pooled, maps in _pooled(model, layer, images, pool, batch_size, progress):
+    for pooled, maps, size in _pooled(model, layer, images, pool, batch_size, progress):
         check_unit(layer, unit, pooled.shape[1])
         best = torch.cat([best, pooled[:, unit]])
         indices = torch.cat([indices, torch.arange(seen, seen + len(pooled))])
-        positions = torch.cat([positions, _strongest(maps[:, unit])])
+        positions = torch.cat([positions, (strongest(maps[:, unit]) * size).long()])
         seen += len(pooled)
         # A stable sort keeps the earlier of two equal scores.
         kept = best.argsort(descending=True, stable=True)[:k]
         best, indices, positions = best[kept], indices[kept], positions[kept]
-    size = torch.tensor(_first(images).shape[-2:])
-    return TopActivating(indices, best, (positions * size).long())
+    return TopActivating(indices, best, positions)
 
 
-def _strongest(maps: torch.Tensor) -> torch.Tensor:
+def strongest(maps: torch.Tensor) -> torch.Tensor:
     """The centre of the largest cell of each map (N, H, W), as shares of height and width."""
     height, width = maps.shape[1:]
     place = maps.flatten(1).argmax(1).cpu()
@@ -167,19 +184,26 @@ def _strongest(maps: torch.Tensor) -> torch.Tensor:
 
 def _pooled(
     model: nn.Module, layer: str, images: Images, pool: str, batch_size: int, progress: bool
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each batch of images: the pooled activations (N, C), and the maps (N, C, H, W)."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batch by batch: pooled activations (N, C), maps (N, C, H, W), height and width of images."""
     if pool not in POOLS:
         raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
-    find(model, layer)
+    _names(model, [layer])
     for batch in batches(images, batch_size, progress):
-        check(model, batch)
-        maps = feature_maps(model, batch, [layer]).get(layer)
-        if maps is None or maps.ndim not in (2, 4):
-            came = "did not run" if maps is None else f"gives {tuple(maps.shape)}"
-            raise ValueError(f"layer {layer!r} {came}; units are (N, C, H, W) or (N, C)")
+        maps = _units(layer, feature_maps(model, batch, [layer]))
         maps = maps[..., None, None] if maps.ndim == 2 else maps
-        yield POOLS[pool](maps).cpu(), maps
+        yield POOLS[pool](maps).cpu(), maps, torch.tensor(batch.shape[-2:])
+
+
+def _units(layer: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The kept output of a layer, where it has units."""
+    maps = kept.get(layer)
+    if maps is None:
+        raise ValueError(f"layer {layer!r} did not run")
+    if not isinstance(maps, torch.Tensor) or maps.ndim not in (2, 4):
+        came = tuple(maps.shape) if isinstance(maps, torch.Tensor) else f"a {type(maps).__name__}"
+        raise ValueError(f"layer {layer!r} gives {came}; units are (N, C, H, W) or (N, C)")
+    return maps
 
 
 def batches(images: Images, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
@@ -194,13 +218,14 @@ def batches(images: Images, batch_size: int, progress: bool) -> Iterator[torch.T
             if isinstance(images, torch.Tensor):
                 batch = images[start:stop]
             else:
-                batch = torch.stack([images[index] for index in range(start, stop)])
+                batch = _stack(images, range(start, stop))
             yield batch
             bar.update(len(batch))
 
 
 def _length(images: Images) -> int:
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+    indexed = hasattr(images, "__getitem__") and not isinstance(images, str | dict)
+    if not isinstance(images, Sized) or not indexed:
         raise TypeError(
             f"images must be a tensor (N, C, H, W) or a sequence of images (C, H, W), not "
             f"{type(images).__name__}"
@@ -210,8 +235,21 @@ def _length(images: Images) -> int:
     return len(images)
 
 
-def _first(images: Images) -> torch.Tensor:
-    return images[0]
+def _stack(images: Dataset[torch.Tensor] | Sequence[torch.Tensor], indices: range) -> torch.Tensor:
+    items = [images[index] for index in indices]
+    for index, image in zip(indices, items, strict=True):
+        if not isinstance(image, torch.Tensor) or image.ndim != 3:
+            came = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+            raise TypeError(
+                f"images[{index}] must be a tensor (C, H, W), not {came}; "
+                "Classifier.inputs makes such tensors of pictures"
+            )
+        if image.shape != items[0].shape:
+            raise ValueError(
+                f"images must all have one shape, but images[{index}] is {tuple(image.shape)} and "
+                f"images[{indices[0]}] is {tuple(items[0].shape)}"
+            )
+    return torch.stack(items)
 
 
 def _check_whole(name: str, value: Any) -> None:
@@ -241,6 +279,12 @@ class ConceptScores(NamedTuple):
 
     def of(self, unit: int, k: int = 5) -> list[tuple[str, float, float, float]]:
         """The k concepts that a unit tells best: (name, AUROC, low, high)."""
+        _check_whole("unit", unit)
+        if not 0 <= unit < len(self.auroc):
+            raise ValueError(f"unit: there is no unit {unit}; choose 0 to {len(self.auroc) - 1}")
+        _check_whole("k", k)
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
         best = np.argsort(-self.auroc[unit], kind="stable")[:k]
         rows = ((self.concepts[c], *(a[unit, c] for a in self[1:])) for c in best)
         return [(name, float(a), float(low), float(high)) for name, a, low, high in rows]
@@ -259,8 +303,13 @@ def concept_scores(
 
     AUROC = P(response to a scene with the concept > response to one without it), ties count half:
     1 is a perfect detector, 0.5 knows nothing, 0 is silent where the concept is. The concepts are
-    those of `concepts`. A concept that all or none of the scenes have gets NaN.
+    those of `concepts`. One that fewer than two scenes have, or fewer than two lack, gets NaN.
     """
+    if not isinstance(classifier, Classifier) or not isinstance(scenes, Scenes):
+        raise TypeError(
+            "classifier must be a Classifier and scenes a Scenes, not "
+            f"{type(classifier).__name__} and {type(scenes).__name__}"
+        )
     rows = responses(
         classifier.model,
         layer,
@@ -276,6 +325,8 @@ def score_concepts(responses: NDArray[Any], specs: Sequence[SceneSpec]) -> Conce
     """As `concept_scores`, from responses (N, C) to N scenes that are already there."""
     known = [concepts(spec) for spec in specs]
     names = tuple(sorted(set().union(*known)))
+    if not names:
+        raise ValueError("specs must hold scenes that show something")
     columns = [auroc(responses, np.array([name in have for have in known])) for name in names]
     scores, low, high = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
     return ConceptScores(names, scores, low, high)
@@ -288,7 +339,7 @@ def concepts(spec: SceneSpec) -> set[str]:
     furniture. The colours are those of object and companion; "place savanna" is the background.
     """
     things = [(spec.label, spec.shape, spec.texture, spec.color, spec.accent)]
-    if "texture" in spec.removed:
+    if "texture" in spec.removed or not spec.contrast:
         things = [(spec.label, spec.shape, "plain", spec.color, spec.accent)]
     if "object" in spec.removed:
         things = []
@@ -339,12 +390,23 @@ def auroc(
     variance is that of each positive's share of negatives below it, over m, plus that of each
     negative's share of positives above it, over n.
 
+    Fewer than two positives or negatives give NaN. Where every positive is above every negative the
+    interval has no width, however few they are.
+
     Source: DeLong, DeLong, Clarke-Pearson, 1988; by ranks: Sun, Xu, 2014.
     """
+    responses, positive = np.asarray(responses), np.asarray(positive)
+    if responses.ndim != 2 or positive.shape != responses.shape[:1]:
+        raise ValueError(
+            f"responses must be (N, C) and positive (N,), but are {responses.shape} and "
+            f"{positive.shape}"
+        )
+    if positive.dtype != bool:
+        raise TypeError(f"positive must be bool, one for each image, not {positive.dtype}")
     m, n = int(positive.sum()), int((~positive).sum())
     if m < 2 or n < 2:
-        nan = np.full(responses.shape[1], np.nan)
-        return nan, nan, nan
+        area, low, high = np.full((3, responses.shape[1]), np.nan)
+        return area, low, high
     ranks = rankdata(responses, axis=0)
     below = (ranks[positive] - rankdata(responses[positive], axis=0)) / n
     above = 1 - (ranks[~positive] - rankdata(responses[~positive], axis=0)) / m
@@ -372,13 +434,18 @@ def contributions(
     Source: Olah et al., Zoom In: An Introduction to Circuits, 2020; Molchanov et al., 2017.
     """
     check(model, images)
+    _check_whole("unit", unit)
     with explaining(model), capture(model, [before, layer]) as kept:
         model.requires_grad_(False)
-        model(images.clone().requires_grad_())
-        later, earlier = kept[layer], kept[before]
+        # A copy of the leaf: a model may begin with an in-place ReLU, which a leaf does not allow.
+        model(images.clone().requires_grad_().clone())
+        later, earlier = _units(layer, kept), _units(before, kept)
         check_unit(layer, unit, later.shape[1])
-        u = later[:, unit].flatten(1).mean(1).sum()
+        u = later[:, unit].reshape(len(later), -1).mean(1).sum()
         (slope,) = torch.autograd.grad(u, earlier, allow_unused=True)
         if slope is None:
-            raise ValueError(f"before: layer {before!r} is not on the way to {layer!r}")
-    return (slope * earlier).detach().flatten(2).sum(2)
+            raise ValueError(
+                f"before: layer {before!r} is not on the way to {layer!r} (of a layer that runs "
+                "several times, its last run counts)"
+            )
+    return (slope * earlier).detach().reshape(*earlier.shape[:2], -1).sum(2)

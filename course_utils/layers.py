@@ -56,18 +56,28 @@ def ablate(
     many images: zero may be a value the next layer has never seen. Raises ValueError for a layer
     that is not there, and when the model runs, for a unit that is not there.
     """
-    units = [units] if isinstance(units, int) else list(units)
+    channels, constant = torch.as_tensor(units).flatten(), torch.as_tensor(value).flatten()
+    if len(channels) and (channels.is_floating_point() or channels.dtype == torch.bool):
+        raise TypeError(f"units must be whole numbers, not {units!r}")
+    if len(constant) not in (1, len(channels)):
+        raise ValueError(
+            f"value must be one number, or one for each of the {len(channels)} units, but holds "
+            f"{len(constant)}"
+        )
+    channels = channels.long()
 
-    def replace(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    def replace(layer: nn.Module, inputs: tuple, output: Any) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4):
+            came = tuple(output.shape) if hasattr(output, "shape") else type(output).__name__
+            raise ValueError(f"layer {name!r} gives {came}; units are (N, C, H, W) or (N, C)")
         count = output.shape[1]
-        missing = [unit for unit in units if not 0 <= unit < count]
-        if missing:
+        missing = channels[(channels < 0) | (channels >= count)]
+        if len(missing):
             raise ValueError(
                 f"units: layer {name!r} has no unit {missing[0]}; its units are 0 to {count - 1}"
             )
         output = output.clone()
-        constant = torch.as_tensor(value, dtype=output.dtype, device=output.device)
-        output[:, units] = constant.view(-1, *[1] * (output.ndim - 2))
+        output[:, channels] = constant.to(output).view(-1, *[1] * (output.ndim - 2))
         return output
 
     handle = find(model, name).register_forward_hook(replace)

@@ -1,6 +1,8 @@
 """Activation maximization: the picture that a unit wants to see, found by gradient ascent."""
 
+import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
 
 from course_utils.contract import explaining
-from course_utils.features import check_unit
+from course_utils.features import check_unit, responses
 from course_utils.layers import capture, find
 from course_utils.models import Classifier
 
@@ -28,6 +30,7 @@ class Ascent(NamedTuple):
 
     images: torch.Tensor  # (N, 3, size, size) in model space; every pixel is a possible colour
     scores: torch.Tensor  # (steps + 1, N): at every step as the model saw it, at last as it is
+    z: torch.Tensor  # where it stands: a further ascent can start here
 
 
 def activation_maximization(
@@ -54,7 +57,9 @@ def activation_maximization(
     Source: Erhan et al., Visualizing Higher-Layer Features, 2009; Olah et al., Feature
     Visualization, 2017.
     """
+    _check_classifier(classifier)
     find(classifier.model, layer)
+    _check_numbers(diversity=diversity)
     several = isinstance(unit, Sequence)
     if several and not unit:
         raise ValueError("unit must be a channel, a list of channels or a direction, but is empty")
@@ -62,6 +67,8 @@ def activation_maximization(
     def score(x: torch.Tensor) -> torch.Tensor:
         with capture(classifier.model, layer) as kept:
             classifier.model(x)
+        if layer not in kept:
+            raise ValueError(f"layer {layer!r} did not run")
         maps = kept[layer]
         activation = _activation(maps, layer, unit, position)
         return activation - diversity * _likeness(maps) if diversity else activation
@@ -82,9 +89,12 @@ def class_model(
     """
     if of not in ("score", "posterior"):
         raise ValueError(f'of must be "score" or "posterior", not {of!r}')
-    targets = [target] if isinstance(target, int) else list(target)
+    _check_classifier(classifier)
+    targets = list(target) if isinstance(target, Sequence) else [target]
+    if not targets:
+        raise ValueError("target must be a class number or a list of them, but is empty")
     for c in targets:
-        if isinstance(c, bool) or not isinstance(c, int):
+        if isinstance(c, bool) or not isinstance(c, int | np.integer):
             raise TypeError(f"target must be a class number or a list of them, not {c!r}")
         if not 0 <= c < len(classifier.classes):
             last = len(classifier.classes) - 1
@@ -116,6 +126,7 @@ def ascend(
     l2: float = 0.0,
     total_variation: float = 0.0,
     size: int | None = None,
+    start: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Ascent:
@@ -131,45 +142,67 @@ def ascend(
     channels are light, and colour against colour, mixed as in photographs. T moves the picture by
     up to `jitter` pixels, turns it by up to `rotation` degrees and scales it by up to `scaling`,
     anew at each step: what the score owes to single pixels does not survive. l2 draws towards the
-    mean colour, total_variation makes smooth. `size` None is the classifier's.
+    mean colour, total_variation makes smooth. `size` None is the classifier's. `start`: the z of an
+    earlier ascent, with the same `size` and `fourier`, to climb on from.
 
-    The start is faint noise, and stronger for a picture whose gradient is zero: a unit behind a
-    ReLU that sees nothing it likes gives no direction. The same state of the generator gives the
-    same pictures (None: seed 0).
+    The start is faint noise, and stronger for a picture whose score has gradient zero: a unit
+    behind a ReLU that sees nothing it likes gives no direction. The same state of the generator
+    gives the same pictures (None: seed 0).
+
+    Raises ValueError or TypeError naming the argument; the model is left as it was.
     Source: Mahendran, Vedaldi, 2015 (total variation); Mordvintsev et al., 2015 (jitter, normalised
     gradient); Olah et al., 2017 (spectrum, colours, rotation and scaling).
     """
-    _check_numbers(steps=steps, step_size=step_size, l2=l2, total_variation=total_variation)
+    _check_classifier(classifier)
+    side = classifier.size if size is None else size
+    _check_whole("steps", steps, 1)
+    _check_whole("size", side, 2)
+    _check_numbers(step_size=step_size, l2=l2, total_variation=total_variation)
     _check_numbers(jitter=jitter, rotation=rotation, scaling=scaling)
-    side, device = size or classifier.size, classifier.device
+    shape = (count, 3, side, side // 2 + 1, 2) if fourier else (count, 3, side, side)
+    if start is not None and start.shape != shape:
+        raise ValueError(
+            f"start must be the z of an ascent with the same size and fourier, {shape}, but its "
+            f"shape is {tuple(start.shape)}"
+        )
     generator = generator or torch.Generator().manual_seed(0)
-    colors = (COLORS if decorrelate else torch.eye(3)).to(device)
     scores: list[torch.Tensor] = []
 
     def picture(z: torch.Tensor) -> torch.Tensor:
         z = _from_spectrum(z, side) if fourier else z
-        z = torch.einsum("ij,njhw->nihw", colors, z)
+        z = torch.einsum("ij,njhw->nihw", COLORS.to(z), z) if decorrelate else z
         return normalize(z.sigmoid(), classifier.mean, classifier.std)
 
-    def gradient(z: torch.Tensor, transform: torch.Tensor) -> torch.Tensor:
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        # A copy: a model may begin with an in-place ReLU.
+        found = score(x.clone(memory_format=torch.channels_last))
+        scores.append(found.detach().cpu())
+        return found
+
+    def gradient(
+        z: torch.Tensor, transform: torch.Tensor, l2: float = l2, tv: float = total_variation
+    ) -> torch.Tensor:
         z = z.detach().requires_grad_()
         x = picture(z)
-        found = score(_move(x, transform).contiguous(memory_format=torch.channels_last))
-        goal = found - l2 * x.square().mean((1, 2, 3)) - total_variation * _variation(x)
-        scores.append(found.detach().cpu())
-        return torch.autograd.grad(goal.sum(), z, materialize_grads=True)[0]
+        found = seen(_move(x, transform))
+        goal = found - l2 * x.square().mean((1, 2, 3)) - tv * _variation(x)
+        return torch.autograd.grad(goal.sum(), z)[0]
 
     with explaining(classifier.model):
         classifier.model.requires_grad_(False)
-        shape = (count, 3, side, side // 2 + 1, 2) if fourier else (count, 3, side, side)
-        noise = torch.randn(shape, generator=generator).to(device)
-        z = _heard(noise, lambda z: gradient(z, torch.eye(2, 3)))
-        scores.clear()
+        if start is None:
+            noise = torch.randn(shape, generator=generator).to(classifier.device)
+            z = _heard(noise, lambda z: gradient(z, torch.eye(2, 3), l2=0, tv=0))
+            scores.clear()
+        else:
+            z = start
         for _ in tqdm(range(steps), disable=not progress, leave=False, unit="step"):
             g = gradient(z, _random_transform(2 * jitter / side, rotation, scaling, generator))
             z = z + step_size * (g / _rms(g).clamp_min(1e-20) if normalize_gradient else g)
-        gradient(z, torch.eye(2, 3))
-        return Ascent(picture(z).detach(), torch.stack(scores))
+        with torch.no_grad():
+            x = picture(z)
+            seen(x)
+        return Ascent(x, torch.stack(scores), z.detach())
 
 
 def _heard(noise: torch.Tensor, gradient: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -219,7 +252,7 @@ def _variation(x: torch.Tensor) -> torch.Tensor:
 
 def _likeness(maps: torch.Tensor) -> torch.Tensor:
     """The mean cosine of each image's Gram matrix with those of the others, (N,)."""
-    flat = maps.flatten(2)
+    flat = maps.reshape(*maps.shape[:2], -1)
     grams = F.normalize((flat @ flat.mT).flatten(1), dim=1)
     return (grams @ grams.T).sum(1).sub(1) / max(len(maps) - 1, 1)
 
@@ -253,12 +286,24 @@ def _activation(
     return values[torch.arange(n), units]
 
 
-def _check_numbers(**values: float) -> None:
+def _check_classifier(classifier: Any) -> None:
+    if not isinstance(classifier, Classifier):
+        raise TypeError(
+            f"classifier must be a Classifier, as models.load gives one, not "
+            f"{type(classifier).__name__}"
+        )
+
+
+def _check_numbers(**values: Any) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a number, 0 or larger")
-    if not isinstance(values.get("steps", 1), int) or values.get("steps", 1) < 1:
-        raise ValueError(f"steps is {values['steps']!r}; it must be a whole number, at least 1")
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}")
 
 
 # Lucent --------------------------------------------------------------------------------------
@@ -280,8 +325,13 @@ def lucent(
     of the model, the seed decides alone, and model and generators are left as they were.
     Source: Kiat, Lucent, 2020, after Olah et al., Lucid, 2017.
     """
-    find(classifier.model, layer)
-    from lucent.optvis import objectives, param, render, transform  # takes seconds to import
+    _check_classifier(classifier)
+    _check_whole("steps", steps, 1)
+    blank = torch.zeros(1, 3, classifier.size, classifier.size, device=classifier.device)
+    check_unit(layer, unit, responses(classifier.model, layer, blank, progress=False).shape[1])
+    with warnings.catch_warnings():  # kornia, which Lucent imports, still compiles with TorchScript
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        from lucent.optvis import objectives, param, render, transform  # takes seconds to import
 
     def to_model_space(x: torch.Tensor) -> torch.Tensor:
         return normalize(x, classifier.mean, classifier.std).to(classifier.device)
@@ -291,7 +341,7 @@ def lucent(
         classifier.model.requires_grad_(False)
         state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # Lucent draws on the CPU only
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             (image,) = render.render_vis(

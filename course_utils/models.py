@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from course_utils import images as pictures
 
+Pictures = Sequence[Any] | torch.Tensor | Dataset[Any]
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -124,7 +125,7 @@ class Classifier:
         mean, std = self._constant(self.mean, tensor), self._constant(self.std, tensor)
         return pictures.to_image(tensor * std + mean)
 
-    def inputs(self, pictures: Sequence[Any] | Dataset[Any]) -> "Inputs":
+    def inputs(self, pictures: Pictures) -> "Inputs":
         """Many pictures as the model wants them, each prepared when it is asked for.
 
         pictures: a sequence of (H, W, 3) uint8 arrays, a tensor (N, 3, H, W) uint8, or a dataset
@@ -162,7 +163,7 @@ class Classifier:
 class Inputs(Dataset[torch.Tensor]):
     """Pictures in model space, prepared one by one: item i is (3, size, size)."""
 
-    def __init__(self, classifier: Classifier, pictures: Sequence[Any] | Dataset[Any]) -> None:
+    def __init__(self, classifier: Classifier, pictures: Pictures) -> None:
         self.classifier, self.pictures = classifier, pictures
 
     def __len__(self) -> int:
@@ -593,9 +594,13 @@ def save(classifier: Classifier, path: str | os.PathLike[str], **metadata: Any) 
         "std": classifier.std,
         **metadata,
     }
-    path = Path(path)
+    write(Path(path), state, description)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """A safetensors file with a description in JSON, there whole or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         unfinished = Path(folder, path.name)
-        save_file(state, unfinished, {"course": json.dumps(description)})
+        save_file(tensors, unfinished, {"course": json.dumps(description)})
         unfinished.chmod(0o644)  # safetensors writes files that only their owner can read
         unfinished.replace(path)

@@ -1,5 +1,7 @@
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -190,3 +192,144 @@ def test_find(resnet: nn.Module) -> None:
         layers.find(resnet, "zzz")
     with pytest.raises(ValueError, match="no layer ''"):
         layers.find(resnet, "")
+
+
+# Taking units away -----------------------------------------------------------------------------
+
+
+UNITS: dict[str, tuple[Any, list[int]]] = {
+    "int": (2, [2]),
+    "list": ([4, 1], [4, 1]),
+    "range": (range(2), [0, 1]),
+    "numpy int": (np.int64(3), [3]),
+    "numpy array": (np.array([5, 0]), [5, 0]),
+    "tensor": (torch.tensor([5, 0]), [5, 0]),
+    "none": ([], []),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("layer", ["conv1", "dropout"])  # (N, 6, H, W) and (N, 6)
+def test_ablated_units_are_zero_and_the_others_as_they_were(layer: str, kind: str) -> None:
+    model, images = make("Residual").eval(), batch()
+    units, chosen = UNITS[kind]
+    with torch.no_grad(), layers.capture(model, layer) as before:
+        model(images)
+    with torch.no_grad(), layers.ablate(model, layer, units), layers.capture(model, layer) as after:
+        model(images)
+    others = [unit for unit in range(6) if unit not in chosen]
+    assert (after[layer][:, chosen] == 0).all()
+    assert torch.equal(after[layer][:, others], before[layer][:, others])
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, [0.5, 0.5]),
+        (torch.tensor(0.5), [0.5, 0.5]),
+        (torch.tensor([3.0, -1.0]), [3, -1]),
+        (torch.tensor([3.0, -1.0], dtype=torch.float64), [3, -1]),
+    ],
+)
+@pytest.mark.parametrize("layer", ["conv1", "dropout"])
+def test_ablated_units_have_the_given_values(layer: str, value: Any, expected: list[float]) -> None:
+    model, images = make("Residual").eval(), batch()
+    with (
+        torch.no_grad(),
+        layers.ablate(model, layer, [4, 1], value),
+        layers.capture(model, layer) as kept,
+    ):
+        model(images)
+    for unit, level in zip([4, 1], expected, strict=True):
+        assert (kept[layer][:, unit] == level).all()
+    assert kept[layer].dtype == torch.float32
+
+
+def test_what_follows_sees_the_ablated_units() -> None:
+    model: Any = make("Residual").eval()
+    images = batch()
+    with torch.no_grad():
+        with layers.ablate(model, "dropout", range(6), 1.0):
+            logits = model(images)
+        expected = model.fc.weight.sum(1) + model.fc.bias
+        torch.testing.assert_close(logits, expected.expand(3, -1))
+        # Each run of a layer that runs twice.
+        twice: Any = make("Reused")
+        with layers.ablate(twice, "conv", range(6)):
+            assert torch.equal(twice(images), twice.fc.bias.expand(3, -1))
+
+
+def test_the_layers_own_output_is_untouched() -> None:
+    class Stored(nn.Module):
+        """Gives the same tensor each time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = torch.ones(1, 2, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.answer
+
+    stored = nn.Sequential(Stored())
+    with layers.ablate(stored, "0", 1):
+        assert stored(batch())[:, 1].sum() == 0
+    assert (stored(batch()) == 1).all()
+
+
+def test_gradients_pass_an_ablated_layer() -> None:
+    model, images = make("Residual").eval(), batch().requires_grad_()
+    level = torch.zeros((), requires_grad=True)
+    with layers.capture(model, "bn1") as kept, layers.ablate(model, "conv1", [0, 3], level):
+        score = model(images)[:, 1].sum()
+    slope, up = torch.autograd.grad(score, [kept["bn1"], level])
+    assert slope.abs().sum() > 0
+    weight = model.bn1.weight / (model.bn1.running_var + model.bn1.eps).sqrt()  # type: ignore
+    expected = (slope.sum((0, 2, 3)) * weight)[[0, 3]].sum()
+    torch.testing.assert_close(up, expected)
+
+
+def test_ablate_removes_its_hook_after_an_exception() -> None:
+    model = make("Residual")
+    with pytest.raises(RuntimeError), layers.ablate(model, "conv1", 0):
+        model(torch.zeros(1, 7, 8, 8))
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "value", "error", "words"),
+    [
+        ("conv9", 0, 0.0, ValueError, "no layer 'conv9'; near it are conv"),
+        ("conv1", 6, 0.0, ValueError, "'conv1' has no unit 6; its units are 0 to 5"),
+        ("conv1", -1, 0.0, ValueError, "'conv1' has no unit -1"),
+        ("fc", [0, 5], 0.0, ValueError, "'fc' has no unit 5; its units are 0 to 4"),
+        ("conv1", 1.0, 0.0, TypeError, "units must be whole numbers, not 1.0"),
+        ("conv1", [0.0, 2.0], 0.0, TypeError, "units must be whole numbers"),
+        ("conv1", True, 0.0, TypeError, "units must be whole numbers, not True"),
+        ("conv1", [True, False] * 3, 0.0, TypeError, "units must be whole numbers"),  # a mask
+        ("conv1", [0, 1, 2], torch.ones(2), ValueError, "each of the 3 units, but holds 2"),
+        ("conv1", [0, 1], torch.ones(2, 6), ValueError, "value must be one number"),
+    ],
+)
+def test_what_ablate_refuses(
+    name: str, units: Any, value: Any, error: type[Exception], words: str
+) -> None:
+    model = make("Residual")
+    with pytest.raises(error) as caught, layers.ablate(model, name, units, value):
+        model(batch())
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.MaxPool2d(2, return_indices=True), "layer '0' gives tuple"),
+        (nn.Flatten(2), "layer '0' gives (3, 3, 64)"),
+    ],
+)
+def test_ablate_refuses_layers_without_units(layer: nn.Module, words: str) -> None:
+    model = nn.Sequential(layer)
+    with pytest.raises(ValueError, match=re.escape(words)), layers.ablate(model, "0", 0):
+        model(batch())

@@ -95,6 +95,39 @@ def test_to_input_and_back() -> None:
     assert np.array_equal(classifier().to_image(tensor[0]), picture(32, 32))
 
 
+def test_inputs_are_what_to_input_makes_of_each_picture() -> None:
+    tiny = classifier()
+    world = scenes.Scenes(3, seed=0, resolution=32)
+    drawn = [world.scene(i).image for i in range(3)]
+    sizes = [picture(40, 50), picture(33, 32), picture(200, 60)]
+    stored = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+    kinds: tuple[tuple[Any, list[np.ndarray]], ...] = (
+        (world, drawn),
+        (stored, drawn),
+        (sizes, sizes),
+    )
+    for given, shown in kinds:
+        inputs = tiny.inputs(given)
+        assert len(inputs) == 3
+        for i in (2, 0, 1):
+            assert torch.equal(inputs[i], tiny.to_input(shown[i])[0])
+    world.draw(progress=False)  # items that are kept are the same
+    assert torch.equal(tiny.inputs(world)[1], tiny.to_input(drawn[1])[0])
+
+
+def test_inputs_are_prepared_when_they_are_asked_for() -> None:
+    class Asked(list):
+        def __getitem__(self, index: Any) -> Any:
+            seen.append(index)
+            return super().__getitem__(index)
+
+    seen: list[int] = []
+    inputs = classifier().inputs(Asked([picture()] * 5))
+    assert (len(inputs), seen) == (5, [])
+    assert inputs[3].shape == (3, 32, 32)
+    assert seen == [3]
+
+
 def test_predict() -> None:
     tiny = classifier()
     top = tiny.predict(picture(), k=2)

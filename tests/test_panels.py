@@ -15,7 +15,14 @@ from course_utils import models, panels, scenes
 from course_utils.panels import Canvas, Panel, base, basics
 
 Simple = tuple[Panel, list[tuple[int, int]]]
-PANELS = ("convolution", "preprocessing", "scene_editor")
+PANELS = (
+    "activation_maximization",
+    "convolution",
+    "feature_maps",
+    "microscope",
+    "preprocessing",
+    "scene_editor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -464,6 +471,16 @@ def test_in_a_notebook_a_move_stops_the_refinement_of_the_one_before() -> None:
     coarse, same, fine = asyncio.run(moves())
     assert log == ["coarse 2", "coarse 3", "fine 3"]
     assert coarse == same > fine
+
+
+def test_what_a_page_keeps_of_a_panel_is_the_fine_picture() -> None:
+    async def move_and_show() -> bytes:
+        panel = coarse_then_fine([])
+        panel.controls["size"].value = 2
+        return panel._repr_mimebundle_()[0]["image/png"]
+
+    fine = Canvas(12, 14).image.size
+    assert Image.open(io.BytesIO(asyncio.run(move_and_show()))).size == fine
 
 
 def test_an_error_in_the_refinement_is_said_and_the_coarse_picture_stays() -> None:

@@ -107,6 +107,7 @@ FIGURES: dict[str, Callable[..., None]] = {
     "signed bars": lambda **k: plotting.bars([("a", -2.0), ("b", 3.0)], limit=None, **k),
     "curve": lambda **k: plotting.curve(np.linspace(3, 0, 50), smooth=5, ylabel="loss", **k),
     "curves": lambda **k: plotting.curve({"a": [1, 2], "b": [3, 4]}, x=[0.5, 1], log=True, **k),
+    "intervals": lambda **k: plotting.intervals([("a", 0.7, 0.6, 0.8), ("b", 0.4, 0.2, 0.6)], **k),
     "matrix": lambda **k: plotting.matrix(np.eye(3, dtype=int) * 9 + 1, ["a", "b", "c"], **k),
 }
 
@@ -176,6 +177,7 @@ def test_filter_tiles_have_grey_at_zero_and_are_never_shifted() -> None:
         (lambda: plotting.filters(np.zeros((3, 7, 7)), alt="a"), r"weights .*\(3, 7, 7\)"),
         (lambda: plotting.numbers(np.zeros(3), alt="a"), r"arrays .*\(3,\)"),
         (lambda: plotting.bars([], alt="a"), "pairs .*empty"),
+        (lambda: plotting.intervals([], alt="a"), "rows .*empty"),
         (lambda: plotting.matrix(np.eye(3), ["a"], alt="a"), r"counts .*\(3, 3\)"),
     ],
 )

@@ -265,3 +265,23 @@ def test_contrast_fades_evenly() -> None:
         for c in (0.0, 0.5, 1.0)
     ]
     assert all(a < b for a, b in pairwise(spread))
+
+
+def test_draw_gives_the_scenes_in_order_and_keeps_them() -> None:
+    state = torch.get_rng_state()
+    drawn, single = Scenes(70, 3, hard=True, resolution=16), Scenes(70, 3, hard=True, resolution=16)
+    images, labels = drawn.draw(progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (images.shape, images.dtype) == ((70, 3, 16, 16), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((70,), torch.long)
+    for i in range(70):
+        image, label = single[i]
+        assert torch.equal(images[i], image)
+        assert labels[i] == label
+    again, _ = drawn.draw(progress=False)
+    assert again is images
+    images[69] = 0  # an item is now what was kept …
+    image, label = drawn[69]
+    assert not image.any()
+    assert (label, type(label)) == (single[69][1], int)
+    assert drawn.scene(69).image.any()  # … and a scene is drawn anew

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_utils import datasheets, models
+from course_utils import datasheets, features, maximize, microscope, models
 from course_utils.scenes import CLASSES, Scenes
 
 BARS = {"ordinary": (0.97, 1.0), "hard": (0.80, 0.95)}
@@ -61,3 +61,29 @@ def test_the_datasheet_is_what_the_files_say(tmp_path: Path) -> None:
     assert written == (models.DATA / "README.md").read_text(encoding="utf-8")
     for label in CLASSES:
         assert label in written
+
+
+def test_in_every_layer_synthesised_pictures_beat_scenes() -> None:
+    survey = microscope.load("scenes")
+    for layer, best in survey.scenes.items():
+        assert (survey.scores[layer] > best).mean() >= 0.9, layer
+
+
+def test_the_stored_scores_are_what_the_ascent_gives_now() -> None:
+    classifier, survey = models.load("scenes", device="cpu"), microscope.load("scenes")
+    ascent = maximize.activation_maximization(classifier, "layer4.0", [*range(16)], steps=16)
+    _, stored = ascent.scores[[0, -1]], torch.from_numpy(survey.scores["layer4.0"][:16])
+    assert (ascent.scores[-1] < 1.5 * stored).all()  # a quarter of the steps: lower, not another
+    assert torch.corrcoef(torch.stack([ascent.scores[-1].double(), stored]))[0, 1] > 0.5
+
+
+def test_the_stored_top_scenes_give_the_stored_activations() -> None:
+    classifier, survey = models.load("scenes", device="cpu"), microscope.load("scenes")
+    inputs = classifier.inputs(survey.units["fc"].world)
+    for layer in ("relu", "layer2.1", "layer4.0", "fc"):
+        units = survey.units[layer]
+        unit = int(units.best[:, 0].argmax())
+        images = torch.stack([inputs[int(index)] for index in units.top[unit, :3]])
+        maps = features.feature_maps(classifier.model, images, [layer])[layer][:, unit]
+        found = maps.reshape(3, -1).mean(1).double()
+        torch.testing.assert_close(found, torch.from_numpy(units.best[unit, :3]), rtol=5e-3, atol=0)

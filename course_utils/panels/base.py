@@ -209,7 +209,8 @@ class Panel(widgets.VBox):
         self.name, self.controls = name, dict(controls)
         self._draw, self._linked, self._paused = draw, dict(linked or {}), False
         self._refinement: asyncio.Task[None] | None = None
-        *_, self._canvases = self._drawings()
+        self._coming = self._drawings()
+        *_, self._canvases = self._coming
         self.pictures = tuple(
             widgets.Image(
                 value=canvas.png(),
@@ -285,25 +286,28 @@ class Panel(widgets.VBox):
         if self._refinement:
             self._refinement.cancel()  # what it refines is no longer what the controls say
             self._refinement = None
-        drawings = self._drawings()
-        self._advance(drawings)
+        self._coming = self._drawings()
+        self._advance()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # not in a notebook: nobody waits at a slider
-            while self._advance(drawings):
-                pass
+            self._finish()
         else:
-            self._refinement = loop.create_task(self._refine(drawings))
+            self._refinement = loop.create_task(self._refine())
 
-    async def _refine(self, drawings: Iterator[tuple[Canvas, ...]]) -> None:
+    async def _refine(self) -> None:
         await asyncio.sleep(0.01)
-        while self._advance(drawings):
+        while self._advance():
             await asyncio.sleep(0.01)  # lets the kernel hear of the next move
 
-    def _advance(self, drawings: Iterator[tuple[Canvas, ...]]) -> bool:
+    def _finish(self) -> None:
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
         """Show the next drawing; False where there was none, or an error."""
         try:
-            canvases = next(drawings, None)
+            canvases = next(self._coming, None)
             if canvases is None:
                 return False
             self._canvases = canvases
@@ -343,6 +347,7 @@ class Panel(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget and, for a page where widgets do not run, its picture."""
+        self._finish()
         drawings = [canvas.image for canvas in self._canvases]
         size = (max(d.width for d in drawings), sum(d.height for d in drawings))
         whole, top = Image.new("RGB", size, PAPER), 0
@@ -412,3 +417,31 @@ def decimal(value: float) -> str:
 def with_truth(answers: list[tuple[str, float]], truth: str, k: int = 5) -> list[tuple[str, float]]:
     """The first k answers, and the truth below them where it is not among them."""
     return answers[:k] + [answer for answer in answers[k:] if answer[0] == truth]
+
+
+def draw_concepts(
+    canvas: Canvas,
+    x: float,
+    y: float,
+    told: Sequence[tuple[str, float, float, float]],
+    width: float = 240,
+) -> None:
+    """Concepts (name, AUROC, low, high), each a dot on its interval, from 0.5 to 1.
+
+    40 pixels of heading, 36 a concept, 20 of scale. Classes are orange, all else is blue.
+    """
+    canvas.heading(x, y, "concepts it tells best", "AUROC, 95 % interval; classes in orange")
+
+    def at(value: float) -> float:
+        return x + width * (min(max(value, 0.5), 1) - 0.5) / 0.5
+
+    for index, (name, area, low, high) in enumerate(told):
+        top, color = y + 46 + 36 * index, ORANGE if name.startswith("class") else BLUE
+        canvas.text(x, top, name)
+        canvas.text(x + width, top, f"{area:.2f}", anchor="ra", color=MUTED)
+        canvas.line([(x, top + 24), (x + width, top + 24)], FAINT)
+        canvas.line([(at(low), top + 24), (at(high), top + 24)], color, 3)
+        canvas.box(at(area) - 3, top + 21, 6, 6, fill=color)
+    below = y + 48 + 36 * len(told)
+    canvas.text(x, below, "0.5: knows nothing", size=11, color=MUTED)
+    canvas.text(x + width, below, "1", size=11, color=MUTED, anchor="ra")

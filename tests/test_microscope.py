@@ -1,0 +1,126 @@
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.models
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from course_utils import features, microscope, models
+from course_utils.scenes import CLASSES, Scenes
+
+
+@pytest.fixture(scope="module")
+def classifier() -> models.Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = models.SmallResNet(len(CLASSES), (8, 8, 8, 8))
+    network.eval().requires_grad_(False)
+    return models.Classifier("small", network, CLASSES, 32)
+
+
+@pytest.fixture(scope="module")
+def world() -> Scenes:
+    world = Scenes(40, seed=4, resolution=32)
+    world.draw(progress=False)
+    return world
+
+
+def test_stages() -> None:
+    small = microscope.stages(models.SmallResNet(3, (8, 8, 8, 8)))
+    blocks = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
+    assert small == ["relu", *blocks, "fc"]
+    assert microscope.stages(torchvision.models.resnet18(weights=None)) == small
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    assert microscope.stages(plain) == ["0", "2"]
+    assert microscope.stages(plain.append(nn.Linear(4, 2))) == ["0", "2", "4"]
+
+
+def test_examine_is_top_activating_and_concept_scores_for_every_unit(
+    classifier: models.Classifier, world: Scenes
+) -> None:
+    found = microscope.examine(classifier, ["layer2.0", "fc"], world, progress=False)
+    inputs = classifier.inputs(world)
+    for layer, unit in (("layer2.0", 0), ("layer2.0", 7), ("fc", 3)):
+        expected = features.top_activating(
+            classifier.model, layer, unit, inputs, microscope.TOP, progress=False
+        )
+        units = found[layer]
+        assert units.top[unit].tolist() == expected.indices.tolist()
+        assert units.places[unit].tolist() == expected.positions.tolist()
+        np.testing.assert_allclose(units.best[unit], expected.scores, rtol=1e-5)
+        scores = features.concept_scores(classifier, layer, world, progress=False)
+        assert units.concepts.concepts == scores.concepts
+        np.testing.assert_array_equal(units.concepts.auroc, scores.auroc)
+
+
+def test_strongest_inputs_of_the_output_are_weights_times_activations(
+    classifier: models.Classifier, world: Scenes
+) -> None:
+    units = microscope.examine(classifier, ["fc"], world, progress=False)["fc"]
+    added = microscope.strongest_inputs(classifier, "fc", "layer4.1", units, [2, 5])
+    inputs = classifier.inputs(world)
+    for row, unit in zip(added, (2, 5), strict=True):
+        images = torch.stack([inputs[int(index)] for index in units.top[unit]])
+        maps = features.feature_maps(classifier.model, images, ["layer4.1"])["layer4.1"]
+        expected = classifier.model.get_parameter("fc.weight")[unit] * maps.mean((0, 2, 3))
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stored(
+    classifier: models.Classifier, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A survey of a small model, with few scenes and steps, in a data folder of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    few = partial(microscope.activation_maximization, steps=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(models, "DATA", folder)
+        monkeypatch.setattr(microscope, "activation_maximization", few)
+        monkeypatch.setattr(
+            microscope, "Scenes", lambda length, seed: Scenes(min(length, 24), seed, resolution=32)
+        )
+        models.save(classifier, folder / "scenes.safetensors", widths=(8, 8, 8, 8))
+        yield microscope.survey("scenes")
+
+
+def test_a_survey_comes_back_as_it_was_seen(stored: Path) -> None:
+    assert stored.name == "scenes-units.safetensors"
+    survey, small = microscope.load("scenes"), models.load("scenes", device="cpu")
+    stages = microscope.stages(small.model)
+    assert list(survey.units) == stages
+    assert set(survey.inputs) == set(stages[1:])
+    assert set(survey.scores) == {*stages, *features.conv_layers(small.model)}
+    world = Scenes(24, 10, resolution=32)
+    seen = microscope.examine(small, stages, world, progress=False)
+    for layer, units in seen.items():
+        kept = survey.units[layer]
+        assert kept.top.tolist() == units.top.tolist()
+        assert kept.places.tolist() == units.places.tolist()
+        np.testing.assert_allclose(kept.best, units.best, rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(kept.concepts.auroc, units.concepts.auroc, atol=1e-3)
+        np.testing.assert_allclose(survey.scenes[layer], units.best[:, 0], rtol=1e-6)
+        pictures, scores = microscope.synthesise(small, layer, range(len(units.top)))
+        np.testing.assert_allclose(survey.scores[layer], scores, rtol=1e-3, atol=1e-4)
+        difference = np.abs(survey.pictures[layer].astype(int) - pictures)
+        assert difference.mean() < 25  # WebP
+        assert survey.pictures[layer].shape == (len(units.top), 96, 96, 3)
+
+
+def test_no_survey_a_damaged_one_and_one_of_other_weights(stored: Path) -> None:
+    again = "run `course microscope scenes`"
+    tensors = load_file(stored)
+    facts = {"model": "0" * 16, "world": {"length": 24, "seed": 10}, "concepts": []}
+    save_file(tensors, stored, {"course": json.dumps(facts)})
+    with pytest.raises(ValueError, match=f"of other weights .*{again}"):
+        microscope.load("scenes")
+    stored.write_bytes(stored.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"is damaged; {again}"):
+        microscope.load("scenes")
+    stored.unlink()
+    with pytest.raises(FileNotFoundError, match=again):
+        microscope.load("scenes")
