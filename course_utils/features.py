@@ -85,8 +85,6 @@ def multi_output(model: nn.Module, layers: Sequence[str]) -> nn.Module:
 
 def _names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """Layers that the model has, as a list also where it is only one."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     names = [layers] if isinstance(layers, str) else list(layers)
     for name in names:
         find(model, name)

@@ -163,6 +163,8 @@ def last_conv(model: nn.Module) -> str:
 
 def find(model: nn.Module, name: str) -> nn.Module:
     """The layer of that name; ValueError with the nearest names where there is none."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     layers = dict(model.named_modules(remove_duplicate=False))
     if name and name in layers:
         return layers[name]

@@ -438,7 +438,7 @@ class Scenes(Dataset[tuple[torch.Tensor, int]]):
         return self._drawn
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self._drawn is not None:
+        if self._drawn is not None and 0 <= index < self.length:
             images, labels = self._drawn
             return images[index], int(labels[index])
         scene = self.scene(index)

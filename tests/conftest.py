@@ -38,7 +38,7 @@ def _shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COURSE_MODEL", raising=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop would run in all tests that come after
 def chromium() -> Iterator[Any]:
     """A headless Chromium, the system's or Playwright's own; skips without one, but not in CI."""
     from playwright.sync_api import Error, sync_playwright

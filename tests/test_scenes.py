@@ -122,8 +122,12 @@ def test_resolution_and_length_and_index_are_checked() -> None:
         render(SPEC, 8)
     with pytest.raises(ValueError, match="length"):
         Scenes(0, seed=1)
-    with pytest.raises(IndexError, match="index"):
-        Scenes(3, seed=1)[3]
+    world = Scenes(3, seed=1, resolution=16)
+    for _ in range(2):  # before and after it was drawn
+        for index in (3, -1):
+            with pytest.raises(IndexError, match="index"):
+                world[index]
+        world.draw(progress=False)
 
 
 @pytest.mark.parametrize("part", ["head", "legs", "clutter", "companion", "shadow", "object"])
