@@ -6,13 +6,13 @@ A **unit** is one channel of a layer's output (N, C, H, W), or one number of an 
 
 from collections.abc import Iterator, Sequence, Sized
 from colorsys import rgb_to_hsv
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageColor
-from scipy.stats import rankdata
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -322,7 +322,7 @@ def concept_scores(
 def score_concepts(responses: NDArray[Any], specs: Sequence[SceneSpec]) -> ConceptScores:
     """As `concept_scores`, from responses (N, C) to N scenes that are already there."""
     known = [concepts(spec) for spec in specs]
-    names = tuple(sorted(set().union(*known)))
+    names = tuple(sorted(frozenset().union(*known)))
     if not names:
         raise ValueError("specs must hold scenes that show something")
     columns = [auroc(responses, np.array([name in have for have in known])) for name in names]
@@ -330,7 +330,8 @@ def score_concepts(responses: NDArray[Any], specs: Sequence[SceneSpec]) -> Conce
     return ConceptScores(names, scores, low, high)
 
 
-def concepts(spec: SceneSpec) -> set[str]:
+@cache
+def concepts(spec: SceneSpec) -> frozenset[str]:
     """What a scene shows: "class zebra", "shape horse", "texture stripes", "colour white" …
 
     It counts wherever it is: on the object, on its smaller companion, and a texture also on the
@@ -353,7 +354,7 @@ def concepts(spec: SceneSpec) -> set[str]:
         found.add(f"texture {spec.clutter_texture}")
     if "background" not in spec.removed:
         found.add(f"place {spec.background}")
-    return found
+    return frozenset(found)
 
 
 HUES = {
@@ -393,6 +394,8 @@ def auroc(
 
     Source: DeLong, DeLong, Clarke-Pearson, 1988; by ranks: Sun, Xu, 2014.
     """
+    from scipy.stats import rankdata  # takes seconds to import, and few lectures need it
+
     responses, positive = np.asarray(responses), np.asarray(positive)
     if responses.ndim != 2 or positive.shape != responses.shape[:1]:
         raise ValueError(

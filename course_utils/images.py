@@ -208,14 +208,6 @@ def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarr
     return np.rint((1 - alpha) * image + alpha * heat).astype(np.uint8)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """A (H, W, 3) uint8 picture as the bytes of a PNG file."""
-    _check_picture("image", image)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def _check_picture(argument: str, image: object) -> None:
     if not isinstance(image, np.ndarray):
         raise TypeError(

@@ -324,11 +324,6 @@ def test_overlay() -> None:
         images.overlay(black, white, 1.5)
 
 
-def test_encode_png() -> None:
-    assert np.array_equal(load_image(images.encode_png(picture())), picture())
-    assert np.array_equal(load_image(images.encode_png(picture()[:, ::-1])), picture()[:, ::-1])
-
-
 @pytest.mark.parametrize(
     "image",
     [torch.zeros(4, 4, 3), np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), "photo.jpg"],

@@ -19,7 +19,7 @@ from course_utils.panels.base import (
 )
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
 
-STRIDE = 8  # steps between two pictures: what a slider's move can wait for
+FIRST, MORE = 2, 8  # steps to the first picture, for which a slider's move waits, and to the next
 
 
 def activation_maximization(model: Any = None, image: Any = None) -> Panel:
@@ -57,16 +57,17 @@ def activation_maximization(model: Any = None, image: Any = None) -> Panel:
         scores: list[float] = []
         start, done = None, 0
         while done < steps:
+            stride = min(MORE if done else FIRST, steps - done)
             ascent = maximize.activation_maximization(
                 classifier,
                 layer,
                 unit,
-                steps=min(STRIDE, steps - done),
+                steps=stride,
                 start=start,
                 generator=generator,
                 **options,
             )
-            start, done = ascent.z, done + min(STRIDE, steps - done)
+            start, done = ascent.z, done + stride
             scores += ascent.scores[:-1, 0].tolist()
             best = known.get(layer)
             limit = None if best is None else float(best[unit])

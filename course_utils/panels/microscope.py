@@ -76,7 +76,7 @@ def microscope(model: Any = None, image: Any = None) -> Panel:
         unit = min(unit, controls["unit"].max)
         units, maps = layers[layer], seen[layer]
         before = stages[stages.index(layer) - 1] if layer != stages[0] else None
-        for shown in (3, survey.TOP):  # drawing nine scenes takes longer than a slider waits
+        for shown in (1, survey.TOP):  # drawing nine scenes takes longer than a slider waits
             canvas = Canvas(960, 640)
             picture, score = synthesised(layer, unit)
             best = float(units.best[unit, 0])
