@@ -21,8 +21,7 @@ def write(path: Path | None = None) -> Path:
     """Write the datasheet of every shipped model that is there; returns where."""
     path = path or models.DATA / "README.md"
     there = [name for name in models.RECIPES if (models.DATA / f"{name}.safetensors").exists()]
-    looked_at = [name for name in there if (models.DATA / f"{name}-units.safetensors").exists()]
-    pages = [*map(describe, there), *map(describe_units, looked_at)]
+    pages = [*map(describe, there), *map(describe_units, filter(microscope.surveyed, there))]
     path.write_text("\n".join([HEAD, *pages]), encoding="utf-8")
     return path
 

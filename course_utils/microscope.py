@@ -105,11 +105,6 @@ def _units(seen: Seen, world: Scenes) -> Units:
     )
 
 
-def surveyed(classifier: Classifier) -> bool:
-    """Whether there is a file of this model's units, and of these very weights."""
-    return classifier.name in models.RECIPES and _file(classifier.name).exists()
-
-
 def synthesise(
     classifier: Classifier, layer: str, units: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -186,6 +181,17 @@ def survey(name: str = "scenes", path: str | os.PathLike[str] | None = None) -> 
     }
     models.write(path, tensors, facts)
     return path
+
+
+def surveyed(name: str) -> bool:
+    """Whether there is a survey of this model, made of the weights that it has now."""
+    if name not in models.RECIPES or not _file(name).exists():
+        return False
+    try:
+        with safe_open(_file(name), framework="numpy") as file:
+            return bool(json.loads(file.metadata()["course"])["model"] == _fingerprint(name))
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return False
 
 
 def load(name: str = "scenes") -> Survey:

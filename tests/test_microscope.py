@@ -10,7 +10,7 @@ import torchvision.models
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from course_utils import features, microscope, models
+from course_utils import datasheets, features, microscope, models
 from course_utils.scenes import CLASSES, Scenes
 
 
@@ -111,16 +111,31 @@ def test_a_survey_comes_back_as_it_was_seen(stored: Path) -> None:
         assert survey.pictures[layer].shape == (len(units.top), 96, 96, 3)
 
 
+def test_the_datasheet_shows_the_units_of_these_weights_alone(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasheets, "describe", lambda name: f"## {name}")
+    path = tmp_path / "README.md"
+    assert "The units of `scenes`" in datasheets.write(path).read_text(encoding="utf-8")
+    monkeypatch.setattr(microscope, "_fingerprint", lambda name: "of a model trained again")
+    assert "The units of" not in datasheets.write(path).read_text(encoding="utf-8")
+
+
 def test_no_survey_a_damaged_one_and_one_of_other_weights(stored: Path) -> None:
     again = "run `course microscope scenes`"
     tensors = load_file(stored)
     facts = {"model": "0" * 16, "world": {"length": 24, "seed": 10}, "concepts": []}
+    assert microscope.surveyed("scenes")
     save_file(tensors, stored, {"course": json.dumps(facts)})
+    assert not microscope.surveyed("scenes")
     with pytest.raises(ValueError, match=f"of other weights .*{again}"):
         microscope.load("scenes")
     stored.write_bytes(stored.read_bytes()[:-100])
+    assert not microscope.surveyed("scenes")
     with pytest.raises(ValueError, match=f"is damaged; {again}"):
         microscope.load("scenes")
     stored.unlink()
+    assert not microscope.surveyed("scenes")
+    assert not microscope.surveyed("resnet18")
     with pytest.raises(FileNotFoundError, match=again):
         microscope.load("scenes")

@@ -31,7 +31,7 @@ def activation_maximization(model: Any = None, image: Any = None) -> Panel:
     classifier = classifier_of(model)
     network = classifier.model
     inside = microscope.stages(network)
-    known = microscope.load(classifier.name).scenes if microscope.surveyed(classifier) else {}
+    known = microscope.load(classifier.name).scenes if microscope.surveyed(classifier.name) else {}
     maps = features.feature_maps(network, classifier.to_input(pixels_of(image)), inside)
     counts = {layer: kept.shape[1] for layer, kept in maps.items()}
     layer = inside[2 * len(inside) // 3]

@@ -40,7 +40,7 @@ def microscope(model: Any = None, image: Any = None) -> Panel:
     network, stages = classifier.model, survey.stages(classifier.model)
     x = classifier.to_input(pixels_of(image))
     seen = features.feature_maps(network, x, stages)
-    kept = survey.load(classifier.name) if survey.surveyed(classifier) else None
+    kept = survey.load(classifier.name) if survey.surveyed(classifier.name) else None
     world = Scenes(SCENES, seed=10)
     if kept is None:
         world.draw(progress=False)
