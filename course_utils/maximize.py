@@ -77,12 +77,7 @@ def activation_maximization(
 
 
 def class_model(
-    classifier: Classifier,
-    target: int | Sequence[int],
-    *,
-    of: str = "score",
-    l2: float = 0.5,
-    **options: Any,
+    classifier: Classifier, target: int | Sequence[int], *, of: str = "score", **options: Any
 ) -> Ascent:
     """What the model takes for the essence of a class, a picture for each target:
 
@@ -112,7 +107,7 @@ def class_model(
         outputs = logits if of == "score" else logits.log_softmax(1)
         return outputs[torch.arange(len(targets)), targets]
 
-    return ascend(classifier, score, len(targets), l2=l2, **options)
+    return ascend(classifier, score, len(targets), **options)
 
 
 def ascend(

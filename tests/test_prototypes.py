@@ -110,7 +110,7 @@ def test_a_picture_of_your_own_replaces_the_photographs(classifier: models.Class
     panel = prototypes(classifier, blue)
     panel.update(chosen=PHOTOS, k=1)
     pixels = np.asarray(Image.open(io.BytesIO(panel.picture.value)).convert("RGB"))
-    assert (pixels[150, 30] == (0, 0, 255)).all()
+    assert np.abs(pixels[150, 30].astype(int) - (0, 0, 255)).max() < 8  # JPEG rounds
 
 
 def test_a_model_that_cannot_be_shown_is_refused_in_a_sentence() -> None:
