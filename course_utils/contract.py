@@ -1,20 +1,40 @@
 """What every attribution method promises, in one place: the checks, the mode, the target."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from course_utils.layers import preserve
 
+Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 Target = int | torch.Tensor | None
+Fill = float | torch.Tensor
 
 
-def check(model: nn.Module, images: torch.Tensor, target: Target = None) -> None:
-    """Refuse bad arguments before any work: ValueError or TypeError, in one sentence."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+class Details(NamedTuple):
+    """How far an estimated map can be trusted; what a method does not estimate is None."""
+
+    standard_error: torch.Tensor | None = None  # of each value of the map, in the map's unit
+    r2: torch.Tensor | None = None  # (N,): share of the variance that a surrogate model explains
+    spread: torch.Tensor | None = None  # standard deviation of a single sample's value
+
+
+def check(
+    model: Model, images: torch.Tensor, target: Target = None, *, black_box: bool = False
+) -> None:
+    """Refuse bad arguments before any work: ValueError or TypeError, in one sentence.
+
+    black_box: the method only calls the model, so that any callable will do.
+    """
+    if not isinstance(model, nn.Module) and not (black_box and callable(model)):
+        wanted = "a torch.nn.Module" + (" or a function of images" if black_box else "")
+        raise TypeError(f"model must be {wanted}, not {type(model).__name__}")
     if not isinstance(images, torch.Tensor):
         raise TypeError(
             f"images must be a tensor (N, C, H, W), not {type(images).__name__}; "
@@ -33,7 +53,8 @@ def check(model: nn.Module, images: torch.Tensor, target: Target = None) -> None
             f"images must be floating point, as the model wants them, but are {images.dtype}; "
             "Classifier.to_input prepares a picture"
         )
-    _check_fit(model, images)
+    if isinstance(model, nn.Module):
+        _check_fit(model, images)
     if not images.isfinite().all():
         raise ValueError("images must be finite, but hold NaN or infinity")
     _check_target(target, len(images))
@@ -68,27 +89,120 @@ def _check_target(target: Target, n: int) -> None:
         )
 
 
+def check_fill(name: str, fill: Fill, images: torch.Tensor) -> torch.Tensor:
+    """A number or a tensor in model space, as a tensor of the images' shape; ValueError if not."""
+    if isinstance(fill, bool) or not isinstance(fill, int | float | torch.Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, not {type(fill).__name__}")
+    value = torch.as_tensor(fill, device=images.device).detach().to(images.dtype)
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+    try:
+        return value.expand(images.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must be a number or broadcastable to the images {tuple(images.shape)}, but "
+            f"its shape is {tuple(value.shape)}"
+        ) from None
+
+
+def check_whole(name: str, value: int) -> None:
+    """Refuse what is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+
+
+def check_count(name: str, value: int, lowest: int = 1) -> None:
+    """Refuse what is no whole number, or less than `lowest`."""
+    check_whole(name, value)
+    if value < lowest:
+        raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+
+
+def check_number(name: str, value: float, lowest: float = 0.0) -> None:
+    """Refuse what is no finite number, or less than `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value) or value < lowest:
+        raise ValueError(f"{name} is {value}; it must be finite and at least {lowest:g}")
+
+
+def check_unit(layer: str, unit: int, units: int) -> None:
+    """Refuse a unit that the layer does not have."""
+    check_whole("unit", unit)
+    if not 0 <= unit < units:
+        raise ValueError(
+            f"unit: layer {layer!r} has no unit {unit}; its units are 0 to {units - 1}"
+        )
+
+
+def check_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator itself, or one of seed 0 for None; TypeError for anything else."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise TypeError(
+            "generator must be a torch.Generator of the CPU, or None for one of seed 0, not "
+            + (f"one of {generator.device}" if hasattr(generator, "device") else repr(generator))
+        )
+    return generator
+
+
 @contextmanager
-def explaining(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, autograd on whatever the caller's mode; after it all is as it was."""
-    with preserve(model), torch.inference_mode(False), torch.enable_grad():
-        model.eval()
+def explaining(model: Model) -> Iterator[None]:
+    """The model frozen and in eval mode, autograd on; afterwards all is as it was."""
+    kept = preserve(model) if isinstance(model, nn.Module) else nullcontext()
+    with kept, torch.inference_mode(False), torch.enable_grad():
+        if isinstance(model, nn.Module):
+            model.eval().requires_grad_(False)
         yield
 
 
-def class_scores(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """The logit of each image's target class: logits (N, K) → (N,)."""
+def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
+    """The numbers 0 … total − 1, at most `batch_size` at a time: what one call of the model does.
+
+    A method that repeats passes counts them through, whatever the number of images: so a call is
+    never larger than memory allows, and never smaller than it need be. A bar shows after a while.
+    """
+    with tqdm(total=total, unit="pass", disable=not progress, leave=False, delay=2) as bar:
+        for numbers in torch.arange(total).split(batch_size):
+            yield numbers
+            bar.update(len(numbers))
+
+
+def targets(model: Model, images: torch.Tensor, target: Target, batch_size: int) -> torch.Tensor:
+    """Each image's class (N,): its argmax, which takes a forward pass, where the target is None."""
+    if isinstance(target, torch.Tensor):
+        return target.to(images.device)
+    if target is not None:
+        return torch.full((len(images),), target, device=images.device)
+    with torch.no_grad():
+        logits = [check_logits(model(batch.clone())) for batch in images.split(batch_size)]
+    return torch.cat(logits).argmax(1)
+
+
+def check_logits(logits: torch.Tensor) -> torch.Tensor:
+    """The logits (N, K) themselves; ValueError for what is none."""
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits (N, K), one row an image, but returned {came}")
-    n, k = logits.shape
+    return logits
+
+
+def classes_of(logits: torch.Tensor, target: Target) -> torch.Tensor:
+    """Each image's class (N,), now that the logits (N, K) are known; ValueError for one outside."""
+    n, k = check_logits(logits).shape
     if target is None:
-        target = logits.argmax(1)
-    elif isinstance(target, int):
+        return logits.argmax(1)
+    if isinstance(target, int):
         target = torch.full((n,), target)
     outside = target[(target < 0) | (target >= k)]
     if len(outside):
         raise ValueError(
             f"target: there is no class {int(outside[0])}; the model has the classes 0 to {k - 1}"
         )
-    return logits.gather(1, target.to(logits.device)[:, None])[:, 0]
+    return target.to(logits.device)
+
+
+def class_scores(logits: torch.Tensor, target: Target) -> torch.Tensor:
+    """The logit of each image's target class: logits (N, K) → (N,)."""
+    return logits.gather(1, classes_of(logits, target)[:, None])[:, 0]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from course_utils import plotting
-from course_utils.contract import check, explaining
+from course_utils.contract import check, check_count, check_unit, check_whole, explaining
 from course_utils.layers import capture, conv_layers, find
 from course_utils.models import Classifier
 from course_utils.scenes import LOOKS, Scenes, SceneSpec
@@ -154,8 +154,8 @@ def top_activating(
     Raises ValueError for a layer or unit that is not there and a k larger than the set.
     Source: Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
     """
-    _check_whole("unit", unit)
-    _check_whole("k", k)
+    check_whole("unit", unit)
+    check_whole("k", k)
     if not 1 <= k <= _length(images):
         raise ValueError(f"k is {k}; choose from 1 to the number of images, {_length(images)}")
     best, positions = torch.empty(0), torch.empty(0, 2, dtype=torch.long)
@@ -206,9 +206,7 @@ def _units(layer: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def batches(images: Images, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
     """Images (N, C, H, W) in model space, `batch_size` at a time, each made when it is needed."""
-    _check_whole("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_count("batch_size", batch_size)
     n = _length(images)
     with tqdm(total=n, unit="image", disable=not progress, leave=False) as bar:
         for start in range(0, n, batch_size):
@@ -250,20 +248,6 @@ def _stack(images: Dataset[torch.Tensor] | Sequence[torch.Tensor], indices: rang
     return torch.stack(items)
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-
-
-def check_unit(layer: str, unit: Any, units: int) -> None:
-    """Refuse a unit that the layer does not have."""
-    _check_whole("unit", unit)
-    if not 0 <= unit < units:
-        raise ValueError(
-            f"unit: layer {layer!r} has no unit {unit}; its units are 0 to {units - 1}"
-        )
-
-
 # Concepts ------------------------------------------------------------------------------------
 
 
@@ -277,10 +261,10 @@ class ConceptScores(NamedTuple):
 
     def of(self, unit: int, k: int = 5) -> list[tuple[str, float, float, float]]:
         """The k concepts that a unit tells best: (name, AUROC, low, high)."""
-        _check_whole("unit", unit)
+        check_whole("unit", unit)
         if not 0 <= unit < len(self.auroc):
             raise ValueError(f"unit: there is no unit {unit}; choose 0 to {len(self.auroc) - 1}")
-        _check_whole("k", k)
+        check_whole("k", k)
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
         best = np.argsort(-self.auroc[unit], kind="stable")[:k]
@@ -435,7 +419,7 @@ def contributions(
     Source: Olah et al., Zoom In: An Introduction to Circuits, 2020; Molchanov et al., 2017.
     """
     check(model, images)
-    _check_whole("unit", unit)
+    check_whole("unit", unit)
     with explaining(model), capture(model, [before, layer]) as kept:
         model.requires_grad_(False)
         # A copy of the leaf: a model may begin with an in-place ReLU, which a leaf does not allow.

@@ -1,12 +1,32 @@
 """Attributions made of the gradient of a class's logit with respect to the image."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from course_utils.contract import Target, check, class_scores, explaining
+from course_utils import backward
+from course_utils.contract import (
+    Details,
+    Fill,
+    Target,
+    check,
+    check_count,
+    check_fill,
+    check_generator,
+    check_number,
+    check_unit,
+    class_scores,
+    explaining,
+    portions,
+    targets,
+)
+from course_utils.layers import find
 
 
-def gradient(model: nn.Module, images: torch.Tensor, target: Target = None) -> torch.Tensor:
+def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
     """How much the target's logit changes per change of each input value: ∂f_c(x) / ∂x.
 
     model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
@@ -18,11 +38,242 @@ def gradient(model: nn.Module, images: torch.Tensor, target: Target = None) -> t
     """
     check(model, images, target)
     with explaining(model):
-        x = images.detach().clone().requires_grad_()
-        # The model gets a copy: its first layer may work in place.
-        scores = class_scores(model(x.clone()), target)
-        if not scores.requires_grad:
-            raise ValueError("model: its logits carry no gradient to the images")
-        # Each score depends on its own image alone, so the sum's gradient holds all of theirs.
-        (result,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
+        return scores_and_gradient(model, images, target)[1]
+
+
+def scores_and_gradient(model: nn.Module, images: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """The target's logit (N,) and its gradient (N, C, H, W), in one pass; inside `explaining`."""
+    x = images.detach().clone().requires_grad_()
+    # The model gets a copy: its first layer may work in place.
+    scores = class_scores(model(x.clone()), target)
+    if not scores.requires_grad:
+        raise ValueError("model: its logits carry no gradient to the images")
+    # Each score depends on its own image alone, so the sum's gradient holds all of theirs.
+    (result,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
+    return scores.detach(), result
+
+
+def input_x_gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
+    """What each input value contributes if the model were linear: x · ∂f_c(x) / ∂x.
+
+    Arguments as `gradient`. Returns (N, C, H, W), signed, in logits. An input of 0 gets 0, and 0 is
+    the mean colour where the images are normalised, black only where they are not.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Shrikumar, Greenside, Shcherbina, Kundaje, Not Just a Black Box, 2016.
+    """
+    return gradient(model, images, target) * images.detach()
+
+
+def _deconvnet(operation: backward.Operation, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0)
+
+
+def _guided(operation: backward.Operation, gradient: Tensor) -> Tensor:
+    (x,) = operation.inputs
+    return gradient.clamp(min=0) * (x > 0)
+
+
+def deconvnet(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    unit: int | None = None,
+) -> Tensor:
+    """A unit's activation sent back through a DeconvNet: at a ReLU what is positive goes on.
+
+        R_in = R_out · 1[R_out > 0]        (the gradient: R_out · 1[x > 0])
+
+    Max pooling sends back to where its maximum was, the switches. Arguments as `gradient`; with a
+    layer (as in `model.named_modules()`) and a unit, a channel of it, the strongest position of
+    that unit is explained instead of a class. Returns (N, C, H, W), signed; its size has no unit.
+
+    Raises ValueError or TypeError naming the argument; ValueError for a network without ReLU or
+    with other activations.
+    Source: Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
+    """
+    return _rectified(model, images, target, layer, unit, "deconvnet", _deconvnet)
+
+
+def guided_backprop(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    unit: int | None = None,
+) -> Tensor:
+    """The gradient along which every ReLU was active and every step was an increase:
+
+        R_in = R_out · 1[R_out > 0] · 1[x > 0]
+
+    Arguments, result and errors as `deconvnet`.
+    Source: Springenberg, Dosovitskiy, Brox, Riedmiller, Striving for Simplicity, 2014.
+    """
+    return _rectified(model, images, target, layer, unit, "guided_backprop", _guided)
+
+
+def _rectified(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    layer: str | None,
+    unit: int | None,
+    method: str,
+    relu: backward.Rule,
+) -> Tensor:
+    check(model, images, target)
+    if (layer is None) != (unit is None):
+        raise ValueError("layer and unit go together: give both, or none to explain a class")
+    if layer is not None:
+        find(model, layer)
+        if target is not None:
+            raise ValueError("target must be left out where a layer and a unit are given")
+
+    def score(output: Tensor) -> Tensor:
+        if layer is None:
+            return class_scores(output, target)
+        check_unit(layer, unit, output.shape[1])  # type: ignore[arg-type]
+        return output[:, unit].flatten(1).amax(1)
+
+    rules = backward.Rules(method, {"relu": relu})
+    with explaining(model):
+        result = backward.propagate(model, images, rules, score, layer=layer)
+    if not rules.operations:
+        raise ValueError(f"model: {method} is about ReLUs, but this model has none; use gradient")
     return result
+
+
+def smoothgrad(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    method: Callable[..., Tensor] = gradient,
+    samples: int = 25,
+    noise: float = 0.15,
+    batch_size: int = 16,
+    generator: torch.Generator | None = None,
+    details: bool = False,
+    progress: bool = True,
+) -> Any:
+    """The mean of a method's maps over noisy copies of the image: E[M(x + ε)], ε ~ N(0, σ²).
+
+    Arguments as `gradient`. method: any attribution method; Smooth IG is that of
+    `integrated_gradients`. noise: σ as a share of each image's range, its maximum − minimum.
+    generator: of the CPU, None means seed 0; all images get the same noise, up to their range.
+    Returns the method's kind of map, in its unit; with details also the standard error of the mean
+    and the spread, the standard deviation over the samples (NaN for one sample).
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Smilkov, Thorat, Kim, Viégas, Wattenberg, SmoothGrad, 2017.
+    """
+    check(model, images, target)
+    check_count("samples", samples)
+    check_number("noise", noise)
+    check_count("batch_size", batch_size)
+    seeds = torch.randint(2**62, (samples,), generator=check_generator(generator)).tolist()
+    if not callable(method):
+        raise TypeError(f"method must be an attribution method, not {type(method).__name__}")
+    total, squares = torch.zeros(()), torch.zeros(())
+    with explaining(model):
+        images = images.detach()
+        sigma = noise * (images.amax((1, 2, 3), True) - images.amin((1, 2, 3), True))
+        classes = targets(model, images, target, batch_size)
+        for number in portions(samples * len(images), batch_size, progress):
+            sample, image = number // len(images), number % len(images)
+            epsilon = _normal([seeds[k] for k in sample], images)
+            maps = method(model, images[image] + sigma[image] * epsilon, classes[image])
+            if not total.ndim:
+                total = maps.new_zeros(len(images), *maps.shape[1:])
+                squares = total.clone()
+            total.index_add_(0, image.to(maps.device), maps)
+            squares.index_add_(0, image.to(maps.device), maps**2)
+    mean = total / samples
+    if not details:
+        return mean
+    variance = (squares / samples - mean**2).clamp(min=0) * samples / max(samples - 1, 1)
+    spread = variance.sqrt() if samples > 1 else torch.full_like(mean, torch.nan)
+    return mean, Details(standard_error=spread / samples**0.5, spread=spread)
+
+
+def _normal(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal numbers like an image for each seed: drawn again when needed, never kept."""
+    draws = {
+        seed: torch.randn(
+            like.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=like.dtype
+        )
+        for seed in set(seeds)
+    }
+    return torch.stack([draws[seed] for seed in seeds]).to(like.device)
+
+
+def integrated_gradients(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    baseline: Fill = 0.0,
+    steps: int = 32,
+    rule: str = "midpoint",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Tensor:
+    """The gradient gathered along the straight path from a baseline x' to the image:
+
+        (x − x') · ∫₀¹ ∂f_c(x' + α (x − x')) / ∂x dα ≈ (x − x') · Σₖ wₖ ∂f_c(x' + αₖ (x − x')) / ∂x
+
+    Arguments as `gradient`. baseline: x', a number or a tensor that broadcasts to the images, in
+    model space, where 0 is the mean colour; `Classifier.black` is black. steps: gradients taken.
+    rule: where the αₖ lie and what they weigh, one of QUADRATURES.
+    Returns (N, C, H, W), signed, in logits; an image's sum tends to f_c(x) − f_c(x').
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, 2017.
+    """
+    check(model, images, target)
+    check_count("batch_size", batch_size)
+    baseline = check_fill("baseline", baseline, images)
+    alphas, weights = quadrature(rule, steps)
+    with explaining(model):
+        images = images.detach()
+        difference = images - baseline
+        mean = torch.zeros_like(images)
+        classes = targets(model, images, target, batch_size)
+        for number in portions(len(images) * steps, batch_size, progress):
+            image, step = number // steps, number % steps
+            alpha, weight = alphas[step].to(images), weights[step].to(images)
+            x = baseline[image] + alpha.view(-1, 1, 1, 1) * difference[image]
+            _, slope = scores_and_gradient(model, x, classes[image])
+            mean.index_add_(0, image.to(images.device), weight.view(-1, 1, 1, 1) * slope)
+    return difference * mean
+
+
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)  # on −1 … 1
+    return (nodes + 1) / 2, weights / 2
+
+
+def _trapezoid(n: int) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.full(n, 1 / (n - 1))
+    weights[[0, -1]] /= 2
+    return np.linspace(0, 1, n), weights
+
+
+QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
+    "midpoint": lambda n: ((np.arange(n) + 0.5) / n, np.full(n, 1 / n)),
+    "riemann-right": lambda n: (np.arange(1, n + 1) / n, np.full(n, 1 / n)),
+    "trapezoid": _trapezoid,
+    "gauss-legendre": _gauss_legendre,
+}
+
+
+def quadrature(rule: str, steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights (steps,) of an integral from 0 to 1; the weights sum to 1."""
+    if rule not in QUADRATURES:
+        raise ValueError(f"rule must be one of {', '.join(QUADRATURES)}, not {rule!r}")
+    check_count("steps", steps, 2 if rule == "trapezoid" else 1)
+    nodes, weights = QUADRATURES[rule](steps)
+    return torch.from_numpy(nodes), torch.from_numpy(weights)

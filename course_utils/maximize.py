@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
 
-from course_utils.contract import explaining
-from course_utils.features import check_unit, responses
+from course_utils.contract import check_unit, explaining
+from course_utils.features import responses
 from course_utils.layers import capture, find
 from course_utils.models import Classifier
 

@@ -2,8 +2,10 @@
 
 import inspect
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils.methods import METHODS, Method
+from course_utils.methods import AXIOMS, METHODS, NEEDS, Method
 from tests.networks import NETWORKS, batch, make
 
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -20,9 +22,20 @@ every_method = pytest.mark.parametrize("name", METHODS)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-def method(name: str, dtype: torch.dtype = torch.float32) -> Method:
+# What suits images of 8 × 8, and makes few passes.
+QUICK: dict[str, dict[str, Any]] = {
+    "occlusion": {"window": 4, "stride": 3},
+    "prediction_difference": {"window": 4, "stride": 3, "samples": 2},
+    "smoothgrad": {"samples": 3},
+    "integrated_gradients": {"steps": 5},
+    "xrai": {"segments": torch.arange(64).view(8, 8) // 7, "min_pixels": 1},
+}
+WINDOWS = 9  # at 0, 3 and 4, down and across
+
+
+def method(name: str, dtype: torch.dtype = torch.float32) -> Callable[..., torch.Tensor]:
     """The method with what it needs, quick where it repeats passes."""
-    return METHODS[name].bind(batch(4, seed=7, dtype=dtype))
+    return partial(METHODS[name].bind(batch(4, seed=7, dtype=dtype)), **QUICK.get(name, {}))
 
 
 @contextmanager
@@ -81,7 +94,9 @@ def test_shape_and_kind(name: str, network: str, dtype: torch.dtype) -> None:
     assert result.device == images.device
     assert not result.requires_grad
     assert result.isfinite().all()
-    assert result.abs().sum() > 0
+    # One class may have nothing that speaks for it, but not all.
+    every = [method(name, dtype)(make(network).to(dtype), images, c) for c in range(5)]
+    assert torch.stack(every).abs().sum() > 0
 
 
 @every_method
@@ -202,7 +217,7 @@ def test_bad_images(name: str, case: str) -> None:
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     with pytest.raises((ValueError, TypeError), match="^images ") as error:
-        method(name)(model, BAD_IMAGES[case])  # type: ignore[arg-type]
+        method(name)(model, BAD_IMAGES[case])
     assert not calls
     assert "\n" not in str(error.value)
 
@@ -215,14 +230,14 @@ def test_bad_target(name: str, case: str) -> None:
         unchanged(model, IMAGES),
         pytest.raises((ValueError, TypeError), match="^target") as error,
     ):
-        method(name)(model, IMAGES, BAD_TARGETS[case])  # type: ignore[arg-type]
+        method(name)(model, IMAGES, BAD_TARGETS[case])
     assert "\n" not in str(error.value)
 
 
 @every_method
 def test_bad_model(name: str) -> None:
     with pytest.raises(TypeError, match="^model "):
-        method(name)("resnet18", IMAGES)  # type: ignore[arg-type]
+        method(name)("resnet18", IMAGES)
     with pytest.raises(ValueError, match=r"^model must return logits \(N, K\).*\(3, 6, 8, 8\)"):
         method(name)(nn.Conv2d(3, 6, 1), IMAGES)
 
@@ -243,10 +258,70 @@ def test_the_entry_is_complete(name: str) -> None:
     assert 1950 < entry.year < 2100
     assert entry.paper
     assert entry.family
-    assert entry.cost
+    assert entry.scope in ("local", "global")
+    assert entry.needs <= set(NEEDS)
+    assert entry.axioms <= set(AXIOMS)
     assert entry.function.__doc__
     assert "Source:" in entry.function.__doc__
-    assert set(entry.needs) <= {p.name for p in parameters[3:]}
+    options = {p.name for p in parameters[3:]}
+    assert set(entry.prepare) <= options
+    assert entry.stochastic == ("generator" in options)
+    assert ("baseline" in entry.needs) == bool({"baseline", "fill", "attribution"} & options)
+
+
+class Counted(nn.Module):
+    """A network that counts the images that go through it, and the gradients that come back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.passes = {"F": 0, "B": 0}
+        self.largest = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes["F"] += len(x)
+        self.largest = max(self.largest, len(x))
+        if x.requires_grad:
+            x.register_hook(self.came_back)
+        return self.model(x)
+
+    def came_back(self, gradient: torch.Tensor) -> None:
+        self.passes["B"] += len(gradient)
+
+
+@every_method
+def test_the_passes_it_costs(name: str) -> None:
+    entry, quick = METHODS[name], dict(QUICK.get(name, {}))
+    data = batch(4, seed=7)
+    quick |= {option: make(make_network(), data) for option, make in entry.prepare.items()}
+    steps = {"smoothgrad": 3, "integrated_gradients": 5, "prediction_difference": 2, "xrai": 32}
+    given = {"n": steps.get(name, 1), "P": WINDOWS}
+    cost = {
+        kind: eval(count.replace("·", "*"), given)
+        for count, kind in re.findall(r"(\(.*?\)|\S+) ([FB])\b", entry.cost)
+    }
+    model = Counted(make_network())
+    entry(model, batch(1), 2, **quick)
+    back = cost.get("B", 0)
+    assert model.passes == {"F": cost.get("F", 0) + back, "B": back}
+
+
+def make_network() -> nn.Module:
+    return make("Residual")
+
+
+@every_method
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_no_call_is_larger_than_the_batch_size(name: str, batch_size: int) -> None:
+    entry, quick = METHODS[name], dict(QUICK.get(name, {}))
+    if "batch_size" not in inspect.signature(entry.function).parameters:
+        pytest.skip("it makes one pass")
+    model, images, data = Counted(make_network()), batch(3), batch(4, seed=7)
+    quick |= {option: make(model, data) for option, make in entry.prepare.items()}
+    model.largest = 0
+    result = entry(model, images, **quick, batch_size=batch_size)
+    assert model.largest == batch_size
+    torch.testing.assert_close(result, entry(model, images, **quick))
 
 
 def with_background(
@@ -262,7 +337,7 @@ def with_background(
 
 def test_bind_supplies_what_a_method_needs() -> None:
     needy = Method(
-        with_background, "none", 2000, "test", "0", needs={"background": lambda model, data: data}
+        with_background, "none", 2000, "test", "0", prepare={"background": lambda model, data: data}
     )
     model, data = make("Residual"), batch(4, seed=7)
     bound = needy.bind(data)

@@ -1,0 +1,258 @@
+"""Backward rules: one mechanism for every modified backward pass.
+
+DeconvNet, Guided Backpropagation, DeepLIFT, LRP and PatternNet are the gradient, except for what a
+few operations do on the way back. Here each operation of a running network is looked up in a table
+of rules. A rule turns the gradient of an operation's output into that of its inputs:
+
+    def guided(operation, gradient):
+        (x,) = operation.inputs
+        return gradient.clamp(min=0) * (x > 0)
+
+    propagate(model, images, Rules("guided_backprop", {"relu": guided}), score)
+
+Modules, functions and methods, in place or not, used once or twice: all arrive here, and the model
+itself is not touched. An operation without a rule is an error that names it, never a silent
+gradient.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from course_utils.layers import capture
+
+Rule = Callable[["Operation", Tensor], Tensor | tuple[Tensor, ...]]
+
+
+def _functions(*names: str) -> list[Callable]:
+    """All functions and methods of these names: plain, in place, and as operators."""
+    spellings = [form.format(name) for name in names for form in ("{}", "{}_", "__{}__", "__i{}__")]
+    places = (torch, Tensor, F)
+    return [getattr(place, name) for place in places for name in spellings if hasattr(place, name)]
+
+
+ACTIVATIONS = (
+    "relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "hardswish", "hardsigmoid",
+    "sigmoid", "tanh", "softplus",
+)  # fmt: skip
+LINEAR = ("conv", "linear", "batch_norm", "average", "sum", "scale")
+KINDS: dict[str, list[Callable]] = {
+    **{name: _functions(name) for name in ACTIVATIONS},
+    "conv": [F.conv1d, F.conv2d, F.conv3d],
+    "linear": [F.linear],
+    "batch_norm": [F.batch_norm],
+    "average": _functions("avg_pool2d", "adaptive_avg_pool2d", "mean"),
+    "max_pool": [F.max_pool2d, F.adaptive_max_pool2d],
+    "sum": _functions("add", "radd", "sub", "rsub", "sum", "neg"),
+    "product": _functions("mul", "rmul", "multiply"),
+    "quotient": _functions("div", "truediv", "true_divide", "divide"),
+    # These move values about and change none.
+    "route": _functions(
+        "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
+        "expand", "contiguous", "clone", "to", "cat", "concat", "stack", "getitem", "chunk",
+        "split", "pad", "channel_shuffle", "dropout", "dropout2d",
+    ),
+}  # fmt: skip
+KIND_OF = {function: kind for kind, functions in KINDS.items() for function in functions}
+
+
+class Operation:
+    """One operation of a running network, done on copies of its inputs.
+
+    inputs: those of its arguments that depend on the images; output: what it made of them.
+    number: its place among the operations with a rule, in the order in which the network runs.
+    """
+
+    number: int
+
+    def __init__(self, kind: str, function: Callable, args: Sequence[Any], kwargs: Any) -> None:
+        self.kind, self.function, self.args, self.kwargs = kind, function, args, kwargs
+        self.places = [i for i, value in enumerate(args) if _depends(value)]
+        self.sources = tuple(args[i] for i in self.places)
+        self.versions = [source._version for source in self.sources]
+        self.inputs = tuple(source.detach().clone() for source in self.sources)
+        self._leaves = [value.detach().requires_grad_() for value in self.inputs]
+        self._result = self(*self._leaves)
+        self.output = self._result.detach()
+
+    def __call__(self, *inputs: Tensor, **changed: Any) -> Tensor:
+        """The operation done again, on other inputs; `changed` are keyword arguments."""
+        args = list(self.args)
+        for place, value in zip(self.places, inputs, strict=True):
+            args[place] = value.clone()  # it may work in place
+        result = self.function(*args, **{**self.kwargs, **changed})
+        self.inplace = result is args[0]
+        return result
+
+    def gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Its true backward pass: the gradient of the output → that of each input."""
+        return torch.autograd.grad(self._result, self._leaves, gradient, retain_graph=True)
+
+
+class Rules(TorchFunctionMode):
+    """While this is on, the operations of a network go backward by these rules.
+
+    method: the name that errors mention. rules: kind of operation → rule; the kinds are those of
+    KINDS, and "scale" for a product or quotient with a constant. What has no rule keeps its
+    gradient if it is linear, moves values about, or takes a maximum; all else is an error.
+    merge: a BatchNorm right after a convolution is merged into it.
+    operations: what rules were applied to, in the order in which the network ran.
+    """
+
+    def __init__(self, method: str, rules: Mapping[str, Rule], *, merge: bool = False) -> None:
+        super().__init__()
+        self.method, self.rules, self.merge = method, rules, merge
+        self.operations: list[Operation] = []
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = _positional(function, args, kwargs or {})
+        inputs = _dependent(args, kwargs)
+        self._check_seen(function, inputs)
+        kind = _kind(function, args, kwargs, len(inputs))
+        if inputs and kind is not None and kind in self.rules:
+            return self._apply(Operation(kind, function, args, kwargs))
+        output = function(*args, **kwargs)
+        if kind not in (*LINEAR, "route", "max_pool") and _dependent(output):
+            raise ValueError(
+                f"model: {self.method} has no rule for its operation {_name(function)}"
+            )
+        _see(output)
+        return output
+
+    def _check_seen(self, function: Callable, inputs: Sequence[Tensor]) -> None:
+        if not all(hasattr(value, "made_by") for value in inputs):
+            raise ValueError(
+                f"model: {self.method} must see each operation, but what comes before "
+                f"{_name(function)} is hidden (a compiled or a custom function)"
+            )
+
+    def _apply(self, operation: Operation) -> Tensor:
+        """The operation's output, with its rule as the backward pass."""
+        if self.merge and operation.kind == "batch_norm":
+            operation = self._merged(operation)
+        operation.number = len(self.operations)
+        self.operations.append(operation)
+        output = _Backward.apply(operation, self.rules[operation.kind], *operation.sources)
+        if operation.inplace:
+            output = operation.sources[0].copy_(output)
+        _see(output, operation)
+        return output
+
+    def _merged(self, batch_norm: Operation) -> Operation:
+        """A BatchNorm as one operation with the convolution right before it, if there is one."""
+        conv = batch_norm.sources[0].made_by
+        if conv is None or conv.kind != "conv":
+            return batch_norm
+        if [source._version for source in conv.sources] != conv.versions:
+            return batch_norm  # what went into the convolution is no longer there
+        x, weight, *rest = conv.args
+        _, mean, variance, scale, shift, _, _, eps = batch_norm.args
+        fused = nn.utils.fuse_conv_bn_weights(
+            weight, rest[0] if rest else None, mean, variance, eps, scale, shift
+        )
+        self.operations.remove(conv)
+        args = (x, *(value.detach() for value in fused), *rest[1:])
+        return Operation("conv", conv.function, args, conv.kwargs)
+
+
+class _Backward(torch.autograd.Function):
+    """An operation's output, whose backward pass is a rule."""
+
+    @staticmethod
+    def forward(ctx: Any, operation: Operation, rule: Rule, *sources: Tensor) -> Tensor:
+        ctx.operation, ctx.rule = operation, rule
+        return operation.output.clone()  # what comes next may work in place
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        result = ctx.rule(ctx.operation, *gradients)
+        return None, None, *(result if isinstance(result, tuple) else (result,))
+
+
+def propagate(
+    model: nn.Module,
+    images: Tensor,
+    rules: Rules,
+    score: Callable[[Tensor], Tensor],
+    *,
+    layer: str | None = None,
+    start: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> Tensor:
+    """What reaches the images (N, C, H, W) when a score of each goes backward by the rules.
+
+    score: makes the scores (N,) of the logits, or of the layer's activations if one is named.
+    start: what the way back starts with, given the scores; 1 as in a gradient.
+    To be called inside `explaining(model)`.
+    """
+    with capture(model, layer or []) as kept:
+        x, output = run(model, images, rules)
+    scores = score(kept[layer] if layer else output)
+    (result,) = torch.autograd.grad(scores, x, start(scores.detach()))
+    return result
+
+
+def run(model: nn.Module, images: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+    """A forward pass under the rules: what the gradient can be taken to, and the output."""
+    x = images.detach().clone().requires_grad_()
+    _see(x)
+    with rules:
+        output = model(x.clone())  # a copy: its first layer may work in place
+    if isinstance(output, Tensor) and not hasattr(output, "made_by"):
+        raise ValueError(
+            f"model: {rules.method} must see each operation, but those of this model are hidden: "
+            "it is compiled, or its logits carry no gradient to the images"
+        )
+    return x, output
+
+
+def _see(values: Any, operation: Operation | None = None) -> None:
+    """Note on tensors that they are seen, and by which operation with a rule they were made."""
+    for value in _dependent(values):
+        value.made_by = operation  # type: ignore[attr-defined]
+
+
+def _positional(function: Callable, args: Any, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
+    """The arguments with the images' first, and all those of a layer with weights in order."""
+    kwargs = dict(kwargs)
+    if function is F.batch_norm:
+        bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.args, {}
+    for name in ("input", "weight", "bias")[len(args) :]:
+        if name not in kwargs:
+            break
+        args = (*args, kwargs.pop(name))
+    return tuple(args), kwargs
+
+
+def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int) -> str | None:
+    """The kind of an operation; None where nobody can have a rule for it."""
+    kind = KIND_OF.get(function)
+    if kind in ("product", "quotient") and inputs == 1:
+        divided = kind == "product" or _depends(args[0])
+        return "scale" if divided else None
+    if kind == "batch_norm" and args[5]:
+        return None  # it uses the batch's own statistics, and those depend on the images
+    several = kind in ("sum", "product", "route")
+    return kind if kind != "quotient" and (several or inputs <= 1) else None
+
+
+def _depends(value: Any) -> bool:
+    # Inside `explaining` the parameters are frozen: only what comes from the images has a gradient.
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _dependent(*values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if _depends(value)]
+
+
+def _name(function: Callable) -> str:
+    return getattr(function, "__name__", str(function)).strip("_")

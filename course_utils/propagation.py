@@ -1,0 +1,312 @@
+"""Methods that hand the class's score back operation by operation, each by a rule of its own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from course_utils.backward import ACTIVATIONS, LINEAR, Operation, Rule, Rules, propagate, run
+from course_utils.contract import (
+    Fill,
+    Target,
+    check,
+    check_count,
+    check_fill,
+    check_number,
+    class_scores,
+    explaining,
+    portions,
+)
+
+
+def deeplift(
+    model: nn.Module, images: Tensor, target: Target = None, *, baseline: Fill = 0.0
+) -> Tensor:
+    """The difference that each input value makes to the logit, from a baseline x' (rescale rule).
+
+    What is linear has the same slope m for any difference. An activation σ gets the slope of the
+    line between the two images, in place of the one at x:
+
+        m_in = m_out · (σ(z) − σ(z')) / (z − z'),      attribution = (x − x') · m
+
+    A maximum hands its difference to the places where it was and where it is now; of a product of
+    two activations each gets the other's mean. So the map sums to f_c(x) − f_c(x').
+
+    Arguments as `gradients.gradient`. baseline: x', a number or a tensor that broadcasts to the
+    images, in model space, where 0 is the mean colour. Returns (N, C, H, W), signed, in logits.
+
+    Raises ValueError or TypeError naming the argument; ValueError for an operation without a rule.
+    Source: Shrikumar, Greenside, Kundaje, Learning Important Features Through Propagating
+    Activation Differences, 2017.
+    """
+    check(model, images, target)
+    baseline = check_fill("baseline", baseline, images)
+    shared = bool((baseline == baseline[:1]).all())
+    table = {**dict.fromkeys(ACTIVATIONS, _rescale), "max_pool": _maximum, "product": _product}
+    reference = Rules("deeplift", table)  # type: ignore[arg-type]  # it never goes backward
+
+    def beside_reference(rule: Callable[[Operation, Operation, Tensor], object]) -> Callable:
+        return lambda operation, m: rule(operation, _partner(operation, reference), m)
+
+    rules = Rules("deeplift", {kind: beside_reference(rule) for kind, rule in table.items()})
+    with explaining(model):
+        run(model, baseline[:1] if shared else baseline, reference)
+        m = propagate(model, images, rules, lambda logits: class_scores(logits, target))
+    return (images.detach() - baseline) * m
+
+
+def _rescale(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
+    (z,), (z0,) = operation.inputs, reference.inputs
+    return _slope(m * (operation.output - reference.output), z - z0, operation, m)
+
+
+def _maximum(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
+    (z,) = operation.inputs
+    z0 = reference.inputs[0].expand_as(z)
+    (y, now), (y0, before) = operation(z, return_indices=True), operation(z0, return_indices=True)
+    # First up to the higher maximum, at its place, then down to y; windows may overlap, so add.
+    top = torch.maximum(y, y0)
+    given = torch.zeros_like(z).flatten(2)
+    given.scatter_add_(2, now.flatten(2), (m * (top - y0)).flatten(2))
+    given.scatter_add_(2, before.flatten(2), (m * (y - top)).flatten(2))
+    return _slope(given.view_as(z), z - z0, operation, m)
+
+
+def _product(operation: Operation, reference: Operation, m: Tensor) -> tuple[Tensor, Tensor]:
+    (a, b), (a0, b0) = operation.inputs, reference.inputs
+    return (m * (b + b0) / 2).sum_to_size(a.shape), (m * (a + a0) / 2).sum_to_size(b.shape)
+
+
+def _slope(given: Tensor, difference: Tensor, operation: Operation, m: Tensor) -> Tensor:
+    """given / difference; where nothing differs, the limit, which is the gradient."""
+    same = difference.abs() <= torch.finfo(given.dtype).eps ** (2 / 3)
+    return torch.where(same, operation.gradient(m)[0], given / difference.where(~same, 1))
+
+
+def _partner(operation: Operation, reference: Rules) -> Operation:
+    partners = reference.operations[operation.number : operation.number + 1]
+    if not partners or partners[0].kind != operation.kind:
+        raise ValueError("baseline: the model does other operations for it than for the images")
+    return partners[0]
+
+
+def lrp(
+    model: nn.Module, images: Tensor, target: Target = None, *, epsilon: float = 1e-6
+) -> Tensor:
+    """The logit handed back as relevance R, to each input in proportion to what it gave (LRP-ε).
+
+        R_i = Σ_j x_i w_ij · R_j / (z_j + ε sign z_j),      z_j = Σ_i x_i w_ij + b_j,  sign 0 = 1
+
+    Activations hand on what they get, a maximum gives all to its winner, a product half to each
+    factor. BatchNorm is merged into the convolution before it. Biases keep their share: the map
+    sums to f_c(x) only in a network without them. As ε → 0 it is Gradient × Input if all
+    activations are ReLUs.
+
+    Arguments as `gradients.gradient`. epsilon: ≥ 0, in units of z. Returns (N, C, H, W), signed,
+    in logits.
+
+    Raises ValueError or TypeError naming the argument; ValueError for an operation without a rule.
+    Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
+    Layer-Wise Relevance Propagation, 2015; the product: Achtibat et al., AttnLRP, 2024.
+    """
+    check(model, images, target)
+    check_number("epsilon", epsilon)
+
+    def in_proportion(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
+        z = operation.output
+        share = relevance / (z + epsilon * torch.where(z < 0, -1.0, 1.0).to(z))
+        gradients = operation.gradient(share)
+        return tuple(x * w for x, w in zip(operation.inputs, gradients, strict=True))
+
+    rules = Rules(
+        "lrp",
+        {
+            **dict.fromkeys(LINEAR, in_proportion),
+            **dict.fromkeys(ACTIVATIONS, lambda operation, relevance: relevance),
+            "product": _halves,
+        },
+        merge=True,
+    )
+    with explaining(model):
+        # What goes back is relevance, and it starts as the logit itself.
+        return propagate(
+            model, images, rules, lambda logits: class_scores(logits, target), start=torch.clone
+        )
+
+
+def _halves(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
+    return tuple((relevance / 2).sum_to_size(x.shape) for x in operation.inputs)
+
+
+def pattern_net(
+    model: nn.Module, images: Tensor, target: Target = None, *, patterns: Sequence[Tensor]
+) -> Tensor:
+    """The signal in the image that the logit answers to: patterns a go back in place of weights w.
+
+    A layer sees y = wᵀx, and x holds a signal s = a y and a distractor. A weight must also cancel
+    the distractor; only the pattern looks like the signal. So the logit goes back as a gradient
+    does, but R_in = a R_out through what is linear.
+
+    Arguments as `gradients.gradient`. patterns: those of `estimate_patterns(model, images)`.
+    Returns (N, C, H, W), signed, in model space's unit.
+
+    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU.
+    Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
+    """
+    return _by_patterns("pattern_net", lambda a, w: a, model, images, target, patterns)
+
+
+def pattern_attribution(
+    model: nn.Module, images: Tensor, target: Target = None, *, patterns: Sequence[Tensor]
+) -> Tensor:
+    """What the signal in each input value gives to the logit: R_in = (a ⊙ w) R_out in each layer.
+
+    Arguments and errors as `pattern_net`. Returns (N, C, H, W), signed, in logits.
+    Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
+    """
+    return _by_patterns("pattern_attribution", torch.mul, model, images, target, patterns)
+
+
+def _by_patterns(
+    method: str,
+    combine: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    patterns: Sequence[Tensor],
+) -> Tensor:
+    check(model, images, target)
+    advice = "patterns = estimate_patterns(model, images) makes them"
+    if not isinstance(patterns, Sequence) or not all(isinstance(a, Tensor) for a in patterns):
+        raise TypeError(
+            f"patterns must be a list of tensors, not {type(patterns).__name__}; {advice}"
+        )
+
+    def scores(logits: Tensor) -> Tensor:
+        shapes = [_weight(layer).shape for layer in _layers(rules)]
+        if [a.shape for a in patterns] != shapes:
+            raise ValueError(
+                f"patterns do not fit: the model's {len(shapes)} layers need one each, of the "
+                f"weight's shape, and {len(patterns)} came; {advice}"
+            )
+        return class_scores(logits, target)
+
+    def back(layer: Operation, signal: Tensor) -> tuple[Tensor, ...]:
+        weight = _weight(layer)
+        pattern = patterns[_layers(rules).index(layer)].to(weight).clone()
+        leaves = tuple(x.detach().requires_grad_() for x in layer.inputs)
+        with torch.enable_grad():
+            y = _linear(layer, leaves, combine(pattern, weight))
+        return torch.autograd.grad(y, leaves, signal)
+
+    rules = Rules(method, _pattern_rules(back), merge=True)
+    with explaining(model):
+        return propagate(model, images, rules, scores, start=torch.clone)
+
+
+def estimate_patterns(
+    model: nn.Module, images: Tensor, *, batch_size: int = 16, progress: bool = True
+) -> list[Tensor]:
+    """The pattern of each layer, from images that pass through it (two-component estimator).
+
+        a = cov₊(x, y) / wᵀcov₊(x, y),      cov₊(x, y) = E₊[x y] − E₊[x] E₊[y],      y = wᵀx
+
+    E₊ is the mean over where the layer's output is positive and a ReLU would let it through. (The
+    paper prints E[y] for E₊[y]; a distractor whose mean is not 0 then leaks into the pattern.)
+    Layers are convolutions, with the BatchNorm that follows, linear layers, and sums of two
+    activations, which are layers of weight 1 for each channel.
+
+    images: (M, C, H, W) in model space, the more the better. Returns a pattern for each layer, in
+    the order in which the model runs them, of the weight's shape; for a sum (C, 2). A unit that was
+    never active has pattern 0.
+
+    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU,
+    and for a BatchNorm that follows no convolution.
+    Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
+    """
+    check(model, images)
+    check_count("batch_size", batch_size)
+    moments: list[_Moments] = []
+    with explaining(model):
+        for number in portions(len(images), batch_size, progress):
+            rules = Rules("estimate_patterns", _pattern_rules(Operation.gradient), merge=True)
+            run(model, images[number], rules)
+            layers = _layers(rules)
+            moments = moments or [_Moments(layer) for layer in layers]
+            for moment, layer in zip(moments, layers, strict=True):
+                moment.add(layer)
+        return [moment.pattern() for moment in moments]
+
+
+class _Moments:
+    """Sums over the places where each unit of a layer is positive, for its patterns."""
+
+    def __init__(self, layer: Operation) -> None:
+        self.weight = _weight(layer)
+        self.xy = self.x = torch.zeros_like(self.weight)
+        self.y = self.places = self.weight.new_zeros(len(self.weight))
+
+    def add(self, layer: Operation) -> None:
+        y, positive = layer.output, (layer.output > 0).to(layer.output)
+        others = [dim for dim in range(y.ndim) if dim != 1]
+        # The sum of x · g over all places is how a weight's gradient is made of the output's g.
+        with torch.enable_grad():
+            leaf = self.weight.detach().requires_grad_()
+            result = _linear(layer, layer.inputs, leaf)
+        self.xy = self.xy + torch.autograd.grad(result, leaf, positive * y, retain_graph=True)[0]
+        self.x = self.x + torch.autograd.grad(result, leaf, positive)[0]
+        self.y, self.places = (
+            self.y + (positive * y).sum(others),
+            self.places + positive.sum(others),
+        )
+
+    def pattern(self) -> Tensor:
+        def each(values: Tensor) -> Tensor:  # one number a unit, along the weight's first axis
+            return values.view(-1, *[1] * (self.weight.ndim - 1))
+
+        places = each(self.places)
+        covariance = self.xy / places - self.x / places * each(self.y) / places  # free of any bias
+        variance = each((self.weight * covariance).flatten(1).sum(1))
+        return torch.where(variance > 0, covariance / variance, 0)
+
+
+def _pattern_rules(layer: Rule) -> dict[str, Rule]:
+    return {
+        **dict.fromkeys(("conv", "linear", "sum"), layer),
+        "relu": Operation.gradient,
+        "batch_norm": _refuse,
+    }
+
+
+def _layers(rules: Rules) -> list[Operation]:
+    """What has a pattern: layers with weights, and sums of two activations."""
+    for operation in rules.operations:
+        if operation.kind == "batch_norm":
+            _refuse(operation, operation.output)
+    weighted = ("conv", "linear")
+    return [one for one in rules.operations if one.kind in weighted or len(one.inputs) == 2]
+
+
+def _refuse(operation: Operation, signal: Tensor) -> Tensor:
+    raise ValueError(
+        "model: patterns are for layers with weights, and one of its BatchNorms follows no "
+        "convolution that it could be merged into"
+    )
+
+
+def _weight(layer: Operation) -> Tensor:
+    """The weight of a layer; of a sum, what each channel's two summands are multiplied with."""
+    if layer.kind != "sum":
+        return layer.args[1]
+    factors = layer.gradient(torch.ones_like(layer.output))
+    others = [dim for dim in range(layer.output.ndim) if dim != 1]
+    return torch.stack([factor.mean(others) for factor in factors], 1)
+
+
+def _linear(layer: Operation, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A layer without its bias, on other inputs or with another weight."""
+    if layer.kind == "sum":
+        shape = (1, -1, *[1] * (layer.output.ndim - 2))
+        return sum(w.view(shape) * x for w, x in zip(weight.unbind(1), inputs, strict=True))  # type: ignore[return-value]
+    kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
+    return layer.function(*inputs, weight, None, *layer.args[3:], **kwargs)
