@@ -73,6 +73,7 @@ class Operation:
 
     def __init__(self, kind: str, function: Callable, args: Sequence[Any], kwargs: Any) -> None:
         self.kind, self.function, self.args, self.kwargs = kind, function, args, kwargs
+        self.inplace = _works_in_place(function, args, kwargs)
         self.places = [i for i, value in enumerate(args) if _depends(value)]
         self.sources = tuple(args[i] for i in self.places)
         self.versions = [source._version for source in self.sources]
@@ -85,10 +86,8 @@ class Operation:
         """The operation done again, on other inputs; `changed` are keyword arguments."""
         args = list(self.args)
         for place, value in zip(self.places, inputs, strict=True):
-            args[place] = value.clone()  # it may work in place
-        result = self.function(*args, **{**self.kwargs, **changed})
-        self.inplace = result is args[0]
-        return result
+            args[place] = value.clone() if self.inplace and place == 0 else value
+        return self.function(*args, **{**self.kwargs, **changed})
 
     def gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Its true backward pass: the gradient of the output → that of each input."""
@@ -118,7 +117,8 @@ class Rules(TorchFunctionMode):
         self._check_seen(function, inputs)
         kind = _kind(function, args, kwargs, len(inputs))
         if inputs and kind is not None and kind in self.rules:
-            return self._apply(Operation(kind, function, args, kwargs))
+            merged = self._merged(args) if self.merge and kind == "batch_norm" else None
+            return self._apply(merged or Operation(kind, function, args, kwargs))
         output = function(*args, **kwargs)
         if kind not in (*LINEAR, "route", "max_pool") and _dependent(output):
             raise ValueError(
@@ -136,8 +136,6 @@ class Rules(TorchFunctionMode):
 
     def _apply(self, operation: Operation) -> Tensor:
         """The operation's output, with its rule as the backward pass."""
-        if self.merge and operation.kind == "batch_norm":
-            operation = self._merged(operation)
         operation.number = len(self.operations)
         self.operations.append(operation)
         output = _Backward.apply(operation, self.rules[operation.kind], *operation.sources)
@@ -146,18 +144,17 @@ class Rules(TorchFunctionMode):
         _see(output, operation)
         return output
 
-    def _merged(self, batch_norm: Operation) -> Operation:
-        """A BatchNorm as one operation with the convolution right before it, if there is one."""
-        conv = batch_norm.sources[0].made_by
+    def _merged(self, args: Sequence[Any]) -> Operation | None:
+        """A BatchNorm and the convolution right before it, as one convolution, if that is so."""
+        y, mean, variance, scale, shift, _, _, eps = args
+        conv = y.made_by
         if conv is None or conv.kind != "conv":
-            return batch_norm
+            return None
         if [source._version for source in conv.sources] != conv.versions:
-            return batch_norm  # what went into the convolution is no longer there
+            return None  # what went into the convolution is no longer there
         x, weight, *rest = conv.args
-        _, mean, variance, scale, shift, _, _, eps = batch_norm.args
-        fused = nn.utils.fuse_conv_bn_weights(
-            weight, rest[0] if rest else None, mean, variance, eps, scale, shift
-        )
+        bias = rest[0] if rest else None
+        fused = nn.utils.fuse_conv_bn_weights(weight, bias, mean, variance, eps, scale, shift)
         self.operations.remove(conv)
         args = (x, *(value.detach() for value in fused), *rest[1:])
         return Operation("conv", conv.function, args, conv.kwargs)
@@ -173,7 +170,10 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        result = ctx.rule(ctx.operation, *gradients)
+        (gradient,), output = gradients, ctx.operation.output
+        if gradient.stride() != output.stride():  # a convolution is slow with two layouts
+            gradient = torch.empty_like(output).copy_(gradient)
+        result = ctx.rule(ctx.operation, gradient)
         return None, None, *(result if isinstance(result, tuple) else (result,))
 
 
@@ -243,6 +243,13 @@ def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int)
         return None  # it uses the batch's own statistics, and those depend on the images
     several = kind in ("sum", "product", "route")
     return kind if kind != "quotient" and (several or inputs <= 1) else None
+
+
+def _works_in_place(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    name = getattr(function, "__name__", "")
+    marked = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    asked = name in ACTIVATIONS and any(value is True for value in (*args, kwargs.get("inplace")))
+    return marked or asked
 
 
 def _depends(value: Any) -> bool:

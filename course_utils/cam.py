@@ -39,8 +39,8 @@ def cam(
     classes = classes_of(logits, target)
     if head.maps is None or not head.averages_into(logits):
         raise ValueError(
-            "model: CAM needs a network that ends in global average pooling and one linear layer, "
-            "and this one does not; use grad_cam"
+            "model: it does not end in global average pooling and one linear layer, which CAM "
+            "needs; use grad_cam"
         )
     result = torch.einsum("nk,nkhw->nhw", head.weight.detach()[classes], head.maps)
     return _upsampled(result, images) if upsample else result

@@ -114,7 +114,7 @@ def lrp(
 
     def in_proportion(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
         z = operation.output
-        share = relevance / (z + epsilon * torch.where(z < 0, -1.0, 1.0).to(z))
+        share = relevance / torch.where(z < 0, z - epsilon, z + epsilon)
         gradients = operation.gradient(share)
         return tuple(x * w for x, w in zip(operation.inputs, gradients, strict=True))
 

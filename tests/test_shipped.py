@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from course_utils import datasheets, features, maximize, microscope, models
+from course_utils.gradients import QUADRATURES, integrated_gradients
 from course_utils.scenes import CLASSES, Scenes
 
 BARS = {"ordinary": (0.97, 1.0), "hard": (0.80, 0.95)}
@@ -87,3 +88,29 @@ def test_the_stored_top_scenes_give_the_stored_activations() -> None:
         maps = features.feature_maps(classifier.model, images, [layer])[layer][:, unit]
         found = maps.reshape(3, -1).mean(1).double()
         torch.testing.assert_close(found, torch.from_numpy(units.best[unit, :3]), rtol=5e-3, atol=0)
+
+
+@pytest.mark.references  # the reference is the same sum with 600 steps, and takes a while
+def test_the_default_rule_of_integrated_gradients_is_the_best() -> None:
+    classifier = models.load("scenes", device="cpu")
+    pictures, _ = Scenes(4, 5).draw(progress=False)
+    images = torch.stack(list(classifier.inputs(pictures)))
+    black = classifier.black(images)
+
+    def integrated(steps: int, rule: str = "midpoint") -> torch.Tensor:
+        return integrated_gradients(
+            classifier.model, images, baseline=black, steps=steps, rule=rule, progress=False
+        )
+
+    reference = integrated(600)
+    for steps in (16, 32):
+        errors = {
+            rule: float((integrated(steps, rule) - reference).flatten(1).norm(dim=1).mean())
+            for rule in QUADRATURES
+        }
+        assert min(errors, key=errors.__getitem__) == "midpoint", errors
+    with torch.no_grad():
+        logits, from_black = classifier.model(images), classifier.model(black.expand_as(images))
+    difference = (logits - from_black).gather(1, logits.argmax(1, keepdim=True))[:, 0]
+    gap = (integrated(32).sum((1, 2, 3)) - difference).abs() / difference.abs()
+    assert gap.median() <= 0.01
