@@ -63,7 +63,7 @@ KIND_OF = {function: kind for kind, functions in KINDS.items() for function in f
 
 
 class Operation:
-    """One operation of a running network, done on copies of its inputs.
+    """One operation of a running network, done beside it.
 
     inputs: those of its arguments that depend on the images; output: what it made of them.
     number: its place among the operations with a rule, in the order in which the network runs.
@@ -77,7 +77,10 @@ class Operation:
         self.places = [i for i, value in enumerate(args) if _depends(value)]
         self.sources = tuple(args[i] for i in self.places)
         self.versions = [source._version for source in self.sources]
-        self.inputs = tuple(source.detach().clone() for source in self.sources)
+        first, *others = self.sources
+        # What it works on in place will be gone.
+        first = first.clone() if self.inplace else first
+        self.inputs = tuple(source.detach() for source in (first, *others))
         self._leaves = [value.detach().requires_grad_() for value in self.inputs]
         self._result = self(*self._leaves)
         self.output = self._result.detach()
@@ -88,6 +91,12 @@ class Operation:
         for place, value in zip(self.places, inputs, strict=True):
             args[place] = value.clone() if self.inplace and place == 0 else value
         return self.function(*args, **{**self.kwargs, **changed})
+
+    @property
+    def intact(self) -> bool:
+        """Whether nobody has worked in place on its inputs since."""
+        now = [source._version for source in self.sources]
+        return now[self.inplace :] == self.versions[self.inplace :]
 
     def gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Its true backward pass: the gradient of the output → that of each input."""
@@ -140,7 +149,7 @@ class Rules(TorchFunctionMode):
         self.operations.append(operation)
         output = _Backward.apply(operation, self.rules[operation.kind], *operation.sources)
         if operation.inplace:
-            output = operation.sources[0].copy_(output)
+            output = operation.args[0].copy_(output)
         _see(output, operation)
         return output
 
@@ -150,7 +159,7 @@ class Rules(TorchFunctionMode):
         conv = y.made_by
         if conv is None or conv.kind != "conv":
             return None
-        if [source._version for source in conv.sources] != conv.versions:
+        if not conv.intact:
             return None  # what went into the convolution is no longer there
         x, weight, *rest = conv.args
         bias = rest[0] if rest else None
@@ -166,10 +175,16 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operation: Operation, rule: Rule, *sources: Tensor) -> Tensor:
         ctx.operation, ctx.rule = operation, rule
-        return operation.output.clone()  # what comes next may work in place
+        # What comes next may work in place on a copy. (In place, the copy is made by `_apply`.)
+        return operation.output.detach() if operation.inplace else operation.output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if not ctx.operation.intact:
+            raise ValueError(
+                f"model: it works in place on what its {_name(ctx.operation.function)} was given "
+                "before, and that is needed on the way back; use inplace=False"
+            )
         (gradient,), output = gradients, ctx.operation.output
         if gradient.stride() != output.stride():  # a convolution is slow with two layouts
             gradient = torch.empty_like(output).copy_(gradient)
@@ -236,6 +251,8 @@ def _positional(function: Callable, args: Any, kwargs: Mapping[str, Any]) -> tup
 def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int) -> str | None:
     """The kind of an operation; None where nobody can have a rule for it."""
     kind = KIND_OF.get(function)
+    if _works_in_place(function, args, kwargs) and not _depends(args[0]):
+        return None  # it turns a constant into what depends on the images
     if kind in ("product", "quotient") and inputs == 1:
         divided = kind == "product" or _depends(args[0])
         return "scale" if divided else None
