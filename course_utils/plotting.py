@@ -125,13 +125,20 @@ def show(figure: Figure, alt: str) -> None:
     with mpl.rc_context(STYLE):
         figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     plt.close(figure)
-    # Notebooks keep this picture: 256 colours make it a third as large.
     with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(
-            buffer, "PNG", optimize=True
-        )
+        few_colors(picture.convert("RGB")).save(buffer, "PNG", optimize=True)
     data = {"image/png": buffer.getvalue(), "text/plain": alt}
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def few_colors(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours, for a notebook to keep: a third as large as a file."""
+    # Every third pixel shows well enough which colours there are, and takes a ninth of the time.
+    # Rare ones count as much as frequent ones: the ends of a colour bar stay what they are.
+    size = (picture.width + 2) // 3, (picture.height + 2) // 3
+    sample = picture.resize(size, Image.Resampling.NEAREST)
+    palette = sample.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def _check_alt(alt: str) -> None:

@@ -193,3 +193,15 @@ def test_figures_say_in_a_sentence_what_is_wrong(shown: Shown, call: Any, says: 
 )
 def test_number_is_short(value: Any, text: str) -> None:
     assert plotting.number(value) == text
+
+
+def test_few_colors_keeps_the_ends_of_a_color_bar_beside_a_photo() -> None:
+    photo = np.random.default_rng(0).integers(
+        90, 160, (120, 300, 3)
+    )  # takes all colours it can get
+    bar = plotting.colorize(np.linspace(-1, 1, 300)[None].repeat(12, 0), kind="signed")
+    picture = np.concatenate([photo, bar]).astype(np.uint8)
+    kept = plotting.few_colors(Image.fromarray(picture))
+    assert len(kept.getcolors()) <= 256
+    off = np.abs(np.asarray(kept.convert("RGB")).astype(int) - picture)[120:, [0, -1]]
+    assert off.max() <= 24

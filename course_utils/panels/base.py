@@ -357,12 +357,8 @@ class Panel(widgets.VBox):
         for drawing in drawings:
             whole.paste(drawing, (0, top))
             top += drawing.height
-        # Notebooks keep this picture: 256 colours make it a third as large.
-        small, buffer = (
-            whole.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE),
-            io.BytesIO(),
-        )
-        small.save(buffer, "PNG", optimize=True)
+        buffer = io.BytesIO()
+        plotting.few_colors(whole).save(buffer, "PNG", optimize=True)
         data = super()._repr_mimebundle_(**kwargs)
         data["image/png"] = buffer.getvalue()
         return data, {"image/png": {"alt": self.words, "width": round(whole.width / SHARPNESS)}}
