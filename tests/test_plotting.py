@@ -202,6 +202,6 @@ def test_few_colors_keeps_the_ends_of_a_color_bar_beside_a_photo() -> None:
     bar = plotting.colorize(np.linspace(-1, 1, 300)[None].repeat(12, 0), kind="signed")
     picture = np.concatenate([photo, bar]).astype(np.uint8)
     kept = plotting.few_colors(Image.fromarray(picture))
-    assert len(kept.getcolors()) <= 256
+    assert len(kept.getcolors() or []) in range(1, 257)
     off = np.abs(np.asarray(kept.convert("RGB")).astype(int) - picture)[120:, [0, -1]]
     assert off.max() <= 24

@@ -94,7 +94,8 @@ def test_the_stored_top_scenes_give_the_stored_activations() -> None:
 def test_the_default_rule_of_integrated_gradients_is_the_best() -> None:
     classifier = models.load("scenes", device="cpu")
     pictures, _ = Scenes(4, 5).draw(progress=False)
-    images = torch.stack(list(classifier.inputs(pictures)))
+    inputs = classifier.inputs(pictures)
+    images = torch.stack([inputs[i] for i in range(len(inputs))])
     black = classifier.black(images)
 
     def integrated(steps: int, rule: str = "midpoint") -> torch.Tensor:
