@@ -16,6 +16,7 @@ gradient.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ KINDS: dict[str, list[Callable]] = {
     "conv": [F.conv1d, F.conv2d, F.conv3d],
     "linear": [F.linear],
     "batch_norm": [F.batch_norm],
-    "average": _functions("avg_pool2d", "adaptive_avg_pool2d", "mean"),
+    "average": _functions("avg_pool2d", "adaptive_avg_pool2d", "mean", "interpolate"),
     "max_pool": [F.max_pool2d, F.adaptive_max_pool2d],
     "sum": _functions("add", "radd", "sub", "rsub", "sum", "neg"),
     "product": _functions("mul", "rmul", "multiply"),
@@ -55,8 +56,8 @@ KINDS: dict[str, list[Callable]] = {
     # These move values about and change none.
     "route": _functions(
         "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
-        "expand", "contiguous", "clone", "to", "cat", "concat", "stack", "getitem", "chunk",
-        "split", "pad", "channel_shuffle", "dropout", "dropout2d",
+        "expand", "expand_as", "contiguous", "clone", "to", "cat", "concat", "stack", "getitem",
+        "setitem", "chunk", "split", "pad", "channel_shuffle", "dropout", "dropout2d",
     ),
 }  # fmt: skip
 KIND_OF = {function: kind for kind, functions in KINDS.items() for function in functions}
@@ -65,22 +66,23 @@ KIND_OF = {function: kind for kind, functions in KINDS.items() for function in f
 class Operation:
     """One operation of a running network, done beside it.
 
-    inputs: those of its arguments that depend on the images; output: what it made of them.
+    inputs: those of its arguments that depend on the images; output: what it made of them. They
+    are without the network's graph, which holds this operation, and must not hold itself.
     number: its place among the operations with a rule, in the order in which the network runs.
     """
 
     number: int
 
     def __init__(self, kind: str, function: Callable, args: Sequence[Any], kwargs: Any) -> None:
-        self.kind, self.function, self.args, self.kwargs = kind, function, args, kwargs
-        self.inplace = _works_in_place(function, args, kwargs)
+        self.kind, self.function, self.args, self.kwargs = kind, function, list(args), kwargs
         self.places = [i for i, value in enumerate(args) if _depends(value)]
-        self.sources = tuple(args[i] for i in self.places)
-        self.versions = [source._version for source in self.sources]
-        first, *others = self.sources
-        # What it works on in place will be gone.
-        first = first.clone() if self.inplace else first
-        self.inputs = tuple(source.detach() for source in (first, *others))
+        self.inplace = _works_in_place(function, args, kwargs)
+        if self.inplace:
+            self.args[0] = args[0].detach().clone()  # what it works on will be gone
+        for place in self.places:
+            self.args[place] = self.args[place].detach()
+        self.inputs = tuple(self.args[place] for place in self.places)
+        self._versions = [value._version for value in self.inputs]
         self._leaves = [value.detach().requires_grad_() for value in self.inputs]
         self._result = self(*self._leaves)
         self.output = self._result.detach()
@@ -89,14 +91,15 @@ class Operation:
         """The operation done again, on other inputs; `changed` are keyword arguments."""
         args = list(self.args)
         for place, value in zip(self.places, inputs, strict=True):
-            args[place] = value.clone() if self.inplace and place == 0 else value
+            args[place] = value
+        if self.inplace:
+            args[0] = args[0].clone()
         return self.function(*args, **{**self.kwargs, **changed})
 
     @property
     def intact(self) -> bool:
-        """Whether nobody has worked in place on its inputs since."""
-        now = [source._version for source in self.sources]
-        return now[self.inplace :] == self.versions[self.inplace :]
+        """Whether its inputs are what they were: nobody has worked in place on them since."""
+        return [value._version for value in self.inputs] == self._versions
 
     def gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Its true backward pass: the gradient of the output → that of each input."""
@@ -117,56 +120,88 @@ class Rules(TorchFunctionMode):
         super().__init__()
         self.method, self.rules, self.merge = method, rules, merge
         self.operations: list[Operation] = []
+        # Of each convolution: what went into it, and the version of what came out.
+        self._convolved: dict[Operation, tuple[Tensor, int]] = {}
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._convolved.clear()
 
     def __torch_function__(
         self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         args, kwargs = _positional(function, args, kwargs or {})
         inputs = _dependent(args, kwargs)
-        self._check_seen(function, inputs)
+        cut = self._cut(function, inputs, args, kwargs)
         kind = _kind(function, args, kwargs, len(inputs))
-        if inputs and kind is not None and kind in self.rules:
-            merged = self._merged(args) if self.merge and kind == "batch_norm" else None
-            return self._apply(merged or Operation(kind, function, args, kwargs))
+        if (
+            inputs
+            and not cut
+            and kind is not None
+            and kind in self.rules
+            and torch.is_grad_enabled()
+        ):
+            return self._apply(kind, function, args, kwargs)
         output = function(*args, **kwargs)
-        if kind not in (*LINEAR, "route", "max_pool") and _dependent(output):
-            raise ValueError(
-                f"model: {self.method} has no rule for its operation {_name(function)}"
-            )
-        _see(output)
+        made = args[0] if function is Tensor.__setitem__ else output
+        if _dependent(made):
+            if cut:
+                raise ValueError(
+                    f"model: {self.method} must follow each operation, but no gradient passes "
+                    f"through {cut}, which decides on a value here"
+                )
+            if kind not in (*LINEAR, "route", "max_pool"):
+                raise ValueError(
+                    f"model: {self.method} has no rule for its operation {_name(function)}"
+                )
+            _see(made)
+        elif (inputs or cut) and not re.search("^new_|_like$", _name(function)):
+            for value in tree_leaves(output):
+                if isinstance(value, Tensor):
+                    value.cut = cut or _name(function)  # type: ignore[attr-defined]
         return output
 
-    def _check_seen(self, function: Callable, inputs: Sequence[Tensor]) -> None:
+    def _cut(self, function: Callable, inputs: Sequence[Tensor], *args: Any) -> str | None:
+        """What cut one of the arguments off the images, as y > 0 does; an error if it is hidden."""
         if not all(hasattr(value, "made_by") for value in inputs):
             raise ValueError(
                 f"model: {self.method} must see each operation, but what comes before "
                 f"{_name(function)} is hidden (a compiled or a custom function)"
             )
+        return next((value.cut for value in tree_leaves(args) if hasattr(value, "cut")), None)
 
-    def _apply(self, operation: Operation) -> Tensor:
+    def _apply(self, kind: str, function: Callable, args: Any, kwargs: Any) -> Tensor:
         """The operation's output, with its rule as the backward pass."""
+        merged = self._merged(args) if self.merge and kind == "batch_norm" else None
+        kind, function, args, kwargs = merged or (kind, function, args, kwargs)
+        operation = Operation(kind, function, args, kwargs)
         operation.number = len(self.operations)
         self.operations.append(operation)
-        output = _Backward.apply(operation, self.rules[operation.kind], *operation.sources)
+        sources = [args[place] for place in operation.places]
+        output = _Backward.apply(operation, self.rules[kind], *sources)
         if operation.inplace:
-            output = operation.args[0].copy_(output)
+            output = args[0].copy_(output)
         _see(output, operation)
+        if kind == "conv":
+            self._convolved[operation] = sources[0], output._version
         return output
 
-    def _merged(self, args: Sequence[Any]) -> Operation | None:
+    def _merged(self, args: Any) -> tuple[str, Callable, Any, Any] | None:
         """A BatchNorm and the convolution right before it, as one convolution, if that is so."""
         y, mean, variance, scale, shift, _, _, eps = args
         conv = y.made_by
-        if conv is None or conv.kind != "conv":
+        if conv not in self._convolved:
             return None
-        if not conv.intact:
-            return None  # what went into the convolution is no longer there
-        x, weight, *rest = conv.args
+        x, version = self._convolved[conv]
+        if y._version != version or not conv.intact:
+            return None  # somebody worked in place on what went in or came out
+        _, weight, *rest = conv.args
         bias = rest[0] if rest else None
         fused = nn.utils.fuse_conv_bn_weights(weight, bias, mean, variance, eps, scale, shift)
-        self.operations.remove(conv)
+        if conv in self.operations:  # unless another BatchNorm was merged into it
+            self.operations.remove(conv)
         args = (x, *(value.detach() for value in fused), *rest[1:])
-        return Operation("conv", conv.function, args, conv.kwargs)
+        return "conv", conv.function, args, conv.kwargs
 
 
 class _Backward(torch.autograd.Function):
@@ -175,20 +210,19 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operation: Operation, rule: Rule, *sources: Tensor) -> Tensor:
         ctx.operation, ctx.rule = operation, rule
-        # What comes next may work in place on a copy. (In place, the copy is made by `_apply`.)
-        return operation.output.detach() if operation.inplace else operation.output.clone()
+        return operation.output.clone()  # what comes next may work in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        if not ctx.operation.intact:
+        (gradient,), operation = gradients, ctx.operation
+        if not operation.intact:
             raise ValueError(
-                f"model: it works in place on what its {_name(ctx.operation.function)} was given "
+                f"model: it works in place on what its {_name(operation.function)} was given "
                 "before, and that is needed on the way back; use inplace=False"
             )
-        (gradient,), output = gradients, ctx.operation.output
-        if gradient.stride() != output.stride():  # a convolution is slow with two layouts
-            gradient = torch.empty_like(output).copy_(gradient)
-        result = ctx.rule(ctx.operation, gradient)
+        if gradient.stride() != operation.output.stride():  # a convolution is slow with two layouts
+            gradient = torch.empty_like(operation.output).copy_(gradient)
+        result = ctx.rule(operation, gradient)
         return None, None, *(result if isinstance(result, tuple) else (result,))
 
 
@@ -209,7 +243,11 @@ def propagate(
     """
     with capture(model, layer or []) as kept:
         x, output = run(model, images, rules)
-    scores = score(kept[layer] if layer else output)
+    if layer:
+        if not isinstance(kept.get(layer), Tensor):
+            raise ValueError(f"layer: {layer!r} gives no activations when the model runs")
+        output = kept[layer]
+    scores = score(output)
     (result,) = torch.autograd.grad(scores, x, start(scores.detach()))
     return result
 
@@ -235,13 +273,14 @@ def _see(values: Any, operation: Operation | None = None) -> None:
 
 
 def _positional(function: Callable, args: Any, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
-    """The arguments with the images' first, and all those of a layer with weights in order."""
+    """The arguments with tensors in their places: the images' first, then weights or the other."""
     kwargs = dict(kwargs)
     if function is F.batch_norm:
         bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.args, {}
-    for name in ("input", "weight", "bias")[len(args) :]:
+    weighted = KIND_OF.get(function) in ("conv", "linear")
+    for name in (("input", "weight", "bias") if weighted else ("input", "other"))[len(args) :]:
         if name not in kwargs:
             break
         args = (*args, kwargs.pop(name))
@@ -251,8 +290,8 @@ def _positional(function: Callable, args: Any, kwargs: Mapping[str, Any]) -> tup
 def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int) -> str | None:
     """The kind of an operation; None where nobody can have a rule for it."""
     kind = KIND_OF.get(function)
-    if _works_in_place(function, args, kwargs) and not _depends(args[0]):
-        return None  # it turns a constant into what depends on the images
+    if kwargs.get("rounding_mode") or kwargs.get("training"):
+        return None  # a quotient that is rounded, a dropout that is never off
     if kind in ("product", "quotient") and inputs == 1:
         divided = kind == "product" or _depends(args[0])
         return "scale" if divided else None
@@ -279,4 +318,6 @@ def _dependent(*values: Any) -> list[Tensor]:
 
 
 def _name(function: Callable) -> str:
+    if getattr(function, "__name__", "") == "__get__":  # an attribute, as in x.mT
+        function = function.__self__  # type: ignore[attr-defined]
     return getattr(function, "__name__", str(function)).strip("_")

@@ -93,7 +93,7 @@ def check_fill(name: str, fill: Fill, images: torch.Tensor) -> torch.Tensor:
     """A number or a tensor in model space, as a tensor of the images' shape; ValueError if not."""
     if isinstance(fill, bool) or not isinstance(fill, int | float | torch.Tensor):
         raise TypeError(f"{name} must be a number or a tensor, not {type(fill).__name__}")
-    value = torch.as_tensor(fill, device=images.device).detach().to(images.dtype)
+    value = torch.as_tensor(fill, dtype=images.dtype, device=images.device).detach()
     if not value.isfinite().all():
         raise ValueError(f"{name} must be finite, but holds NaN or infinity")
     try:

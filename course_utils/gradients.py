@@ -1,5 +1,6 @@
 """Attributions made of the gradient of a class's logit with respect to the image."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ def _rectified(
         if layer is None:
             return class_scores(output, target)
         check_unit(layer, unit, output.shape[1])  # type: ignore[arg-type]
-        return output[:, unit].flatten(1).amax(1)
+        return output[:, unit].reshape(len(output), -1).amax(1)
 
     rules = backward.Rules(method, {"relu": relu})
     with explaining(model):
@@ -177,6 +178,7 @@ def smoothgrad(
     seeds = torch.randint(2**62, (samples,), generator=check_generator(generator)).tolist()
     if not callable(method):
         raise TypeError(f"method must be an attribution method, not {type(method).__name__}")
+    options = _accepted(method, batch_size=batch_size, progress=False)
     total, squares = torch.zeros(()), torch.zeros(())
     with explaining(model):
         images = images.detach()
@@ -185,7 +187,7 @@ def smoothgrad(
         for number in portions(samples * len(images), batch_size, progress):
             sample, image = number // len(images), number % len(images)
             epsilon = _normal([seeds[k] for k in sample], images)
-            maps = method(model, images[image] + sigma[image] * epsilon, classes[image])
+            maps = method(model, images[image] + sigma[image] * epsilon, classes[image], **options)
             if not total.ndim:
                 total = maps.new_zeros(len(images), *maps.shape[1:])
                 squares = total.clone()
@@ -197,6 +199,13 @@ def smoothgrad(
     variance = (squares / samples - mean**2).clamp(min=0) * samples / max(samples - 1, 1)
     spread = variance.sqrt() if samples > 1 else torch.full_like(mean, torch.nan)
     return mean, Details(standard_error=spread / samples**0.5, spread=spread)
+
+
+def _accepted(method: Callable, **options: Any) -> dict[str, Any]:
+    """Those of the options that a method knows and that were not chosen for it (by a partial)."""
+    known = inspect.signature(getattr(method, "function", method)).parameters
+    chosen = getattr(method, "keywords", {})
+    return {name: value for name, value in options.items() if name in known and name not in chosen}
 
 
 def _normal(seeds: Sequence[int], like: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def deeplift(
 
 def _rescale(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
     (z,), (z0,) = operation.inputs, reference.inputs
-    return _slope(m * (operation.output - reference.output), z - z0, operation, m)
+    return _slope(m * (operation.output - reference.output), z, z0, operation, m)
 
 
 def _maximum(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _maximum(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
     given = torch.zeros_like(z).flatten(2)
     given.scatter_add_(2, now.flatten(2), (m * (top - y0)).flatten(2))
     given.scatter_add_(2, before.flatten(2), (m * (y - top)).flatten(2))
-    return _slope(given.view_as(z), z - z0, operation, m)
+    return _slope(given.view_as(z), z, z0, operation, m)
 
 
 def _product(operation: Operation, reference: Operation, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,10 +77,11 @@ def _product(operation: Operation, reference: Operation, m: Tensor) -> tuple[Ten
     return (m * (b + b0) / 2).sum_to_size(a.shape), (m * (a + a0) / 2).sum_to_size(b.shape)
 
 
-def _slope(given: Tensor, difference: Tensor, operation: Operation, m: Tensor) -> Tensor:
-    """given / difference; where nothing differs, the limit, which is the gradient."""
-    same = difference.abs() <= torch.finfo(given.dtype).eps ** (2 / 3)
-    return torch.where(same, operation.gradient(m)[0], given / difference.where(~same, 1))
+def _slope(given: Tensor, z: Tensor, z0: Tensor, operation: Operation, m: Tensor) -> Tensor:
+    """given / (z − z'); where they differ by rounding alone, the limit, which is the gradient."""
+    rounding = torch.finfo(z.dtype).eps ** (2 / 3) * torch.maximum(z.abs(), z0.abs())
+    same = (z - z0).abs() <= rounding
+    return torch.where(same, operation.gradient(m)[0], given / (z - z0).where(~same, 1))
 
 
 def _partner(operation: Operation, reference: Rules) -> Operation:
@@ -114,8 +115,8 @@ def lrp(
 
     def in_proportion(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
         z = operation.output
-        share = relevance / torch.where(z < 0, z - epsilon, z + epsilon)
-        gradients = operation.gradient(share)
+        z = torch.where(z < 0, z - epsilon, z + epsilon)
+        gradients = operation.gradient(torch.where(z == 0, 0, relevance / z))
         return tuple(x * w for x, w in zip(operation.inputs, gradients, strict=True))
 
     rules = Rules(
@@ -182,18 +183,29 @@ def _by_patterns(
             f"patterns must be a list of tensors, not {type(patterns).__name__}; {advice}"
         )
 
+    pattern_of: dict[Operation, Tensor] = {}
+
     def scores(logits: Tensor) -> Tensor:
-        shapes = [_weight(layer).shape for layer in _layers(rules)]
+        layers = _layers(rules)
+        shapes = [_weight(layer).shape for layer in layers]
         if [a.shape for a in patterns] != shapes:
             raise ValueError(
                 f"patterns do not fit: the model's {len(shapes)} layers need one each, of the "
                 f"weight's shape, and {len(patterns)} came; {advice}"
             )
+        pattern_of.update(zip(layers, patterns, strict=True))
         return class_scores(logits, target)
 
     def back(layer: Operation, signal: Tensor) -> tuple[Tensor, ...]:
+        if layer.kind == "sum" and len(layer.inputs) == 1:
+            return layer.gradient(signal)  # over places, or with a constant
+        if layer not in pattern_of:
+            raise ValueError(
+                "model: one of its convolutions goes to a BatchNorm and past it, so that no single "
+                "pattern fits it"
+            )
         weight = _weight(layer)
-        pattern = patterns[_layers(rules).index(layer)].to(weight).clone()
+        pattern = pattern_of[layer].to(weight).clone()
         leaves = tuple(x.detach().requires_grad_() for x in layer.inputs)
         with torch.enable_grad():
             y = _linear(layer, leaves, combine(pattern, weight))
@@ -248,7 +260,7 @@ class _Moments:
 
     def add(self, layer: Operation) -> None:
         y, positive = layer.output, (layer.output > 0).to(layer.output)
-        others = [dim for dim in range(y.ndim) if dim != 1]
+        others = _other_axes(layer)
         # The sum of x · g over all places is how a weight's gradient is made of the output's g.
         with torch.enable_grad():
             leaf = self.weight.detach().requires_grad_()
@@ -265,9 +277,12 @@ class _Moments:
             return values.view(-1, *[1] * (self.weight.ndim - 1))
 
         places = each(self.places)
-        covariance = self.xy / places - self.x / places * each(self.y) / places  # free of any bias
+        product = self.xy / places
+        covariance = product - self.x / places * each(self.y) / places  # free of any bias
         variance = each((self.weight * covariance).flatten(1).sum(1))
-        return torch.where(variance > 0, covariance / variance, 0)
+        rounding = each((self.weight * product).abs().flatten(1).sum(1))
+        rounding = 100 * torch.finfo(product.dtype).eps * rounding
+        return torch.where(variance > rounding, covariance / variance, 0)
 
 
 def _pattern_rules(layer: Rule) -> dict[str, Rule]:
@@ -298,9 +313,17 @@ def _weight(layer: Operation) -> Tensor:
     """The weight of a layer; of a sum, what each channel's two summands are multiplied with."""
     if layer.kind != "sum":
         return layer.args[1]
-    factors = layer.gradient(torch.ones_like(layer.output))
-    others = [dim for dim in range(layer.output.ndim) if dim != 1]
-    return torch.stack([factor.mean(others) for factor in factors], 1)
+    leaves = [x.expand_as(layer.output).detach().requires_grad_() for x in layer.inputs]
+    with torch.enable_grad():
+        factors = torch.autograd.grad(layer(*leaves).sum(), leaves)
+    return torch.stack([factor.mean(_other_axes(layer)) for factor in factors], 1)
+
+
+def _other_axes(layer: Operation) -> list[int]:
+    """All axes of a layer's output but that of its units, which is a linear layer's last."""
+    axes = list(range(layer.output.ndim))
+    axes.pop(-1 if layer.kind == "linear" else 1)
+    return axes
 
 
 def _linear(layer: Operation, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:

@@ -95,3 +95,43 @@ def batch(n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
     """Random images (n, 3, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3, 8, 8, generator=generator, dtype=dtype)
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(torchvision.models, name)(num_classes=10).double()
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.2)
+            norm.momentum = None  # the statistics of one random batch, so that no signal dies out
+        if norms:
+            with torch.no_grad():
+                model.train()(torch.randn(8, 3, 64, 64).double())
+    return model.eval()
+
+
+def _scenes() -> nn.Module:
+    from course_utils import models
+
+    return models.load("scenes").model.double()
+
+
+# Real networks (N, 3, 64, 64) → (N, 10 or 16) in float64, random but for the course's own.
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "scenes": _scenes,
+    "resnet18": lambda: _torchvision("resnet18"),
+    "vgg11": lambda: _torchvision("vgg11"),
+    "densenet121": lambda: _torchvision("densenet121"),
+    "squeezenet1_0": lambda: _torchvision("squeezenet1_0"),
+    "mobilenet_v3_small": lambda: _torchvision("mobilenet_v3_small"),
+}
+
+
+def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
+    """Random images (n, 3, 64, 64), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 64, 64, generator=generator, dtype=torch.float64)

@@ -1,0 +1,440 @@
+"""The one mechanism: what it sees, what it refuses, what it leaves behind."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack
+
+from course_utils.backward import Operation, Rules, propagate
+from course_utils.contract import class_scores, explaining
+from course_utils.gradients import deconvnet, gradient, guided_backprop, input_x_gradient
+from course_utils.propagation import (
+    deeplift,
+    estimate_patterns,
+    lrp,
+    pattern_attribution,
+    pattern_net,
+)
+from tests.networks import NETWORKS, batch, make
+
+IMAGES = batch(dtype=torch.float64)
+ELSEWHERE = batch(seed=1, dtype=torch.float64)
+
+
+class Middle(nn.Module):
+    """Convolution, a function of its output y and of the module itself, ReLU, mean, linear."""
+
+    def __init__(self, middle: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+            self.other = nn.Conv2d(6, 6, 3, padding=1)
+            self.bn = nn.BatchNorm2d(6)
+            self.fc = nn.Linear(6, 5)
+            nn.init.normal_(self.bn.bias)
+            self.bn.running_mean = torch.randn(6)
+            self.bn.running_var = torch.rand(6) + 0.5
+        self.middle = middle
+        self.double().eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.middle(self, self.conv(x))
+        return self.fc(torch.relu(y).mean((2, 3)))
+
+
+def simple(function: Callable[[torch.Tensor], torch.Tensor]) -> Middle:
+    return Middle(lambda model, y: function(y))
+
+
+def patterned(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def explain(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+        return method(
+            model, images, target, patterns=estimate_patterns(model, ELSEWHERE, progress=False)
+        )
+
+    explain.__name__ = method.__name__
+    return explain
+
+
+GOVERNED: dict[str, Callable[..., torch.Tensor]] = {
+    "deconvnet": deconvnet,
+    "guided_backprop": guided_backprop,
+    "deeplift": deeplift,
+    "lrp": lrp,
+    "pattern_net": patterned(pattern_net),
+    "pattern_attribution": patterned(pattern_attribution),
+}
+every_method = pytest.mark.parametrize("name", GOVERNED)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on() -> Iterator[None]:
+    yield
+    assert not _get_current_function_mode_stack()
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
+def incompleteness(model: nn.Module, baseline: Any = ELSEWHERE) -> float:
+    with torch.no_grad():
+        full = torch.zeros_like(IMAGES) + baseline
+        difference = (model(IMAGES.clone()) - model(full.clone()))[:, 1]
+    total = deeplift(model, IMAGES, 1, baseline=baseline).sum((1, 2, 3))
+    return float((total - difference).abs().max() / difference.abs().max())
+
+
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result - expected).abs().max() / expected.abs().max())
+
+
+# --- What is seen -----------------------------------------------------------------------------
+
+RELUS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU in place": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "F.relu of a keyword": lambda y: F.relu(input=y),
+    "F.relu in place": lambda y: F.relu(y, inplace=True),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "x.relu()": lambda y: y.relu(),
+    "x.relu_()": lambda y: y.relu_(),
+    "x.relu_() and x used": lambda y: (y.relu_(), y)[1],
+    "of a view": lambda y: y.view(len(y), -1).relu_().view(y.shape),
+}
+
+
+@pytest.mark.parametrize("name", GOVERNED)
+@pytest.mark.parametrize("form", RELUS)
+def test_every_way_to_write_a_relu(name: str, form: str) -> None:
+    expected = GOVERNED[name](simple(nn.ReLU()), IMAGES, 2)
+    torch.testing.assert_close(GOVERNED[name](simple(RELUS[form]), IMAGES, 2), expected)
+
+
+def _iadd(model: Middle, y: torch.Tensor) -> torch.Tensor:
+    z = model.other(y)
+    z += y
+    return z
+
+
+def _accumulate(model: Middle, y: torch.Tensor) -> torch.Tensor:
+    total = torch.full_like(y, 0.5)
+    total += y
+    total += model.other(y)
+    return total + y  # y must still be what it was
+
+
+def _setitem(model: Middle, y: torch.Tensor) -> torch.Tensor:
+    z = torch.zeros_like(y)
+    z[:, :3] = y[:, 3:]
+    z[:, 3:] = model.other(y)[:, :3]
+    return z
+
+
+def _in_place_before_bn(model: Middle, y: torch.Tensor) -> torch.Tensor:
+    y[:, 0] = 3.0
+    return model.bn(y)
+
+
+def _alias_before_bn(model: Middle, y: torch.Tensor) -> torch.Tensor:
+    y.view(len(y), -1).mul_(2.0)
+    return model.bn(y)
+
+
+# Piecewise linear in y, so that LRP with a tiny ε is gradient × input.
+LINEAR: dict[str, Callable[[Middle, torch.Tensor], torch.Tensor]] = {
+    "x + y": lambda m, y: y + m.other(y),
+    "x += y": _iadd,
+    "total += x": _accumulate,
+    "z[...] = x": _setitem,
+    "x - y": lambda m, y: y - m.other(y),
+    "c - x": lambda m, y: 0.3 - y,
+    "x + c": lambda m, y: y + 0.3,
+    "-x": lambda m, y: -y,
+    "x * c": lambda m, y: 2 * (y * 3.0),
+    "x / c": lambda m, y: y / 3.0,
+    "x * tensor": lambda m, y: y * torch.arange(6.0).double().view(1, 6, 1, 1),
+    "torch.add, alpha": lambda m, y: torch.add(y, m.other(y), alpha=2),
+    "torch.add, other=": lambda m, y: torch.add(y, other=m.other(y), alpha=2),
+    "torch.sub": lambda m, y: torch.sub(input=y, other=m.other(y)),
+    "x + x": lambda m, y: y + y,
+    "x + its mean": lambda m, y: y + y.mean((2, 3), keepdim=True),
+    "sum": lambda m, y: y.sum(1, keepdim=True).expand(-1, 6, -1, -1),
+    "sum()": lambda m, y: sum([m.other(y)], y),
+    "cat": lambda m, y: torch.cat([y[:, :2], m.other(y)[:, 2:]], 1),
+    "chunk": lambda m, y: torch.cat(y.chunk(2, 1)[::-1], 1),
+    "pad": lambda m, y: F.pad(y, (1, 1, 1, 1)),
+    "max_pool": lambda m, y: F.max_pool2d(y, 3, 2, 1),
+    "avg_pool": lambda m, y: F.avg_pool2d(y, 2),
+    "permute": lambda m, y: y.permute(0, 1, 3, 2).contiguous(),
+    "bn": lambda m, y: m.bn(y),
+    "bn twice": lambda m, y: m.bn(y) + m.bn(y),
+    "bn and past it": lambda m, y: m.bn(y) + y,
+    "changed, then bn": _in_place_before_bn,
+    "changed through a view, then bn": _alias_before_bn,
+    "functional bn": lambda m, y: F.batch_norm(y, m.bn.running_mean, m.bn.running_var),
+}
+
+
+@pytest.mark.parametrize("form", LINEAR)
+def test_linear_operations(form: str) -> None:
+    model = Middle(LINEAR[form])
+    assert incompleteness(model) < 1e-9
+    truth = gradient(model, IMAGES, 1)
+    relevance = lrp(model, IMAGES, 1, epsilon=1e-14)
+    assert relative(relevance, IMAGES * truth) < 1e-8
+    plain = Rules("gradient", {"relu": Operation.gradient, "conv": Operation.gradient})
+    with explaining(model):
+        through = propagate(model, IMAGES, plain, lambda logits: class_scores(logits, 1))
+    torch.testing.assert_close(through, truth)
+
+
+PRODUCTS: dict[str, Callable[[Middle, torch.Tensor], torch.Tensor]] = {
+    "x * gate": lambda m, y: y * torch.sigmoid(m.other(y).mean((2, 3), keepdim=True)),
+    "gate * x": lambda m, y: torch.tanh(m.other(y).mean((2, 3), keepdim=True)) * y,
+    "x *= gate": lambda m, y: y.clone().mul_(m.other(y).sigmoid()),
+    "torch.mul, other=": lambda m, y: torch.mul(y, other=m.other(y)),
+    "x * x": lambda m, y: y * y,
+    "x * (x + 1)": lambda m, y: y * (y + 1),
+}
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_products_of_two_activations(form: str) -> None:
+    model = Middle(PRODUCTS[form])
+    assert incompleteness(model) < 1e-9
+    assert incompleteness(model, 0.0) < 1e-9
+    assert lrp(model, IMAGES, 1).isfinite().all()
+
+
+def test_a_product_halves_the_relevance() -> None:
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x[:, 0] * x[:, 1]).flatten(1)
+
+    image = torch.tensor([3.0, 5.0]).view(1, 2, 1, 1)
+    assert lrp(Product(), image, 0).flatten().tolist() == [7.5, 7.5]
+    assert deeplift(Product(), image, 0).flatten().tolist() == [7.5, 7.5]
+    assert deeplift(Product(), image, 0, baseline=1.0).flatten().tolist() == [6, 8]
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+class Custom(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+def _without_gradient(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        gate = torch.sigmoid(y)
+    return y * gate
+
+
+def _masked(y: torch.Tensor) -> torch.Tensor:
+    y[y < 0] = 0
+    return y
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "softmax": (lambda y: y.softmax(1), "softmax"),
+    "F.softmax": (lambda y: F.softmax(y, 1), "softmax"),
+    "exp": (torch.exp, "exp"),
+    "clamp": (lambda y: y.clamp(min=0), "clamp"),
+    "clamp in place": (lambda y: y.clamp_(min=0), "clamp"),
+    "maximum": (lambda y: torch.maximum(y, torch.zeros(())), "maximum"),
+    "amax": (lambda y: y.amax(1, True), "amax"),
+    "where": (lambda y: torch.where(y > 0, y, 0), "gt"),
+    "power": (lambda y: y**2, "pow"),
+    "matmul": (lambda y: y @ y, "matmul"),
+    "torch.matmul": (lambda y: torch.matmul(y, y), "matmul"),
+    "c / x": (lambda y: 1 / y, "rdiv"),
+    "x / x": (lambda y: y / (y + 9), "div"),
+    "rounded quotient": (lambda y: torch.div(y, 2, rounding_mode="floor"), "div"),
+    "weights from the image": (lambda y: F.linear(y, y[0, 0]), "linear"),
+    "LayerNorm": (nn.LayerNorm((6, 8, 8)).double(), "layer_norm"),
+    "GroupNorm": (nn.GroupNorm(2, 6).double(), "group_norm"),
+    "InstanceNorm": (nn.InstanceNorm2d(6, affine=True).double(), "instance_norm"),
+    "BatchNorm of the batch": (nn.BatchNorm2d(6, track_running_stats=False).double(), "batch_norm"),
+    "endless dropout": (lambda y: F.dropout(y, 0.5), "dropout"),
+    "PReLU": (nn.PReLU().double(), "prelu"),
+    "attribute": (lambda y: y.mT, "mT"),
+    # No gradient comes through these, so that the way back would miss them.
+    "a ReLU by hand": (lambda y: y * (y > 0), "gt"),
+    "a ReLU by hand, cast": (lambda y: y * (y > 0).double(), "gt"),
+    "masked": (_masked, "lt"),
+    "detached": (lambda y: y * torch.relu(y).detach(), "detach"),
+    "data": (lambda y: y * y.data, "data"),
+    "without gradient": (_without_gradient, "sigmoid"),
+    "a choice": (lambda y: y[:, y.mean((0, 2, 3)).argsort()], "argsort"),
+    # Hidden from the mechanism.
+    "custom": (Custom.apply, "hidden"),
+}
+
+
+@every_method
+@pytest.mark.parametrize("form", REFUSED)
+def test_an_operation_without_a_rule_is_named(name: str, form: str) -> None:
+    function, named = REFUSED[form]
+    model = simple(function)
+    with pytest.raises(ValueError, match=rf"^model: .*\b{named}\b") as error:
+        GOVERNED[name](model, IMAGES, 1)
+    assert "\n" not in str(error.value)
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_hidden_model_is_refused(name: str) -> None:
+    plain = make("Functional").double()
+    traced = torch.jit.trace(plain, IMAGES)
+    with pytest.raises(ValueError, match="^model: .*hidden"):
+        GOVERNED[name](traced, IMAGES, 1)
+
+
+@every_method
+def test_logits_that_ignore_the_image(name: str) -> None:
+    class Constant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            F.relu(x)
+            return torch.ones(len(x), 5, dtype=x.dtype)
+
+    with pytest.raises(ValueError, match="^model: "):
+        GOVERNED[name](Constant(), IMAGES, 1)
+
+
+# --- What is left behind ----------------------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize("network", NETWORKS)
+def test_memory_is_freed(name: str, network: str) -> None:
+    """Without the garbage collector: what refers to itself through autograd it cannot even see."""
+    model, kept = make(network).double(), []
+    last = list(model.children())[-1]
+
+    def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        kept.append(weakref.ref(output))
+        kept.append(weakref.ref(inputs[0]))
+
+    last.register_forward_hook(keep)
+    gc.collect()
+    gc.disable()
+    try:
+        GOVERNED[name](model, IMAGES, 1)
+        assert kept
+        assert not [reference for reference in kept if reference() is not None]
+    finally:
+        gc.enable()
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+
+def test_nothing_piles_up() -> None:
+    model, methods = make("Residual").double(), list(GOVERNED.values())
+    for method in methods:
+        method(model, IMAGES, 1)
+    before = tensors()
+    for method in methods:
+        method(model, IMAGES, 1)
+    assert tensors() == before
+
+
+@every_method
+def test_nothing_stays_on_the_parameters(name: str) -> None:
+    model = make("Residual").double().train()
+    before = [(set(vars(p)), p.requires_grad) for p in model.parameters()]
+    GOVERNED[name](model, IMAGES, 1)
+    assert [(set(vars(p)), p.requires_grad) for p in model.parameters()] == before
+
+
+def test_an_error_inside_a_rule() -> None:
+    def fail(operation: Operation, signal: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("in a rule")
+
+    model = make("Residual").double().train()
+    rules = Rules("test", {"relu": fail})
+    with pytest.raises(ZeroDivisionError, match="in a rule"), explaining(model):
+        propagate(model, IMAGES, rules, lambda logits: logits.sum(1))
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training
+
+
+@every_method
+def test_an_error_inside_the_model(name: str) -> None:
+    def fail(*_: object) -> None:
+        assert len(_get_current_function_mode_stack()) == 1
+        raise RuntimeError("in the middle")
+
+    model = make("Residual").double()
+    handle = model.dropout.register_forward_hook(fail)  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        GOVERNED[name](model, IMAGES, 1)
+    assert not _get_current_function_mode_stack()
+    handle.remove()
+    before = make("Residual").double()
+    assert torch.equal(GOVERNED[name](model, IMAGES, 1), GOVERNED[name](before, IMAGES, 1))
+
+
+@every_method
+def test_a_pass_inside_another_is_refused(name: str) -> None:
+    """Its tensors are not the outer pass's: a sentence, not a mixture of both."""
+    inner = make("Functional").double()
+
+    def explain(y: torch.Tensor) -> torch.Tensor:
+        return y * guided_backprop(inner, y[:, :3], 0).sum(1, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"^model: "):
+        GOVERNED[name](simple(explain), IMAGES, 1)
+    torch.testing.assert_close(
+        GOVERNED[name](inner, IMAGES, 1), GOVERNED[name](make("Functional").double(), IMAGES, 1)
+    )
+
+
+def test_a_pass_between_two_others() -> None:
+    """Explaining in a hook that is no part of the network."""
+    inner, seen = make("Functional").double(), []
+    expected = guided_backprop(inner, IMAGES, 0)
+    model = make("Residual").double()
+    with explaining(model):
+        seen.append(guided_backprop(inner, IMAGES, 0))
+        seen.append(guided_backprop(model, IMAGES, 0))
+    assert torch.equal(seen[0], expected)
+    assert torch.equal(seen[1], guided_backprop(model, IMAGES, 0))
+
+
+def test_the_operations_are_numbered_in_order() -> None:
+    rules = Rules("test", dict.fromkeys(("conv", "relu", "linear"), Operation.gradient))
+    model = make("Reused").double()
+    with explaining(model):
+        result = propagate(model, IMAGES, rules, lambda logits: logits[:, 0])
+    kinds = [operation.kind for operation in rules.operations]
+    assert kinds == ["conv", "conv", "relu", "conv", "relu", "linear"]
+    assert [operation.number for operation in rules.operations] == list(range(6))
+    torch.testing.assert_close(result, gradient(model, IMAGES, 0))
+
+
+def test_the_methods_agree_on_a_linear_network() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+    model.double()
+    expected = input_x_gradient(model, IMAGES, 1)
+    torch.testing.assert_close(deeplift(model, IMAGES, 1), expected)
+    assert relative(lrp(model, IMAGES, 1, epsilon=1e-14), expected) < 1e-9

@@ -1,0 +1,570 @@
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_utils import cam, gradients, layers, models, scenes
+from course_utils.cam import guided_grad_cam
+from tests.networks import NETWORKS, batch, make
+
+pytestmark = pytest.mark.filterwarnings("error")
+TARGETS = torch.tensor([4, 0, 2])
+
+
+class Hand(nn.Module):
+    """Two maps, which are the image's first two channels, averaged; then two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Identity()
+        self.fc = nn.Linear(2, 2)
+        self.fc.weight = nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+        self.fc.bias = nn.Parameter(torch.tensor([0.25, -1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.maps(x[:, :2]).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> models.Classifier:
+    return models.load("scenes", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def some(classifier: models.Classifier) -> Tensor:
+    drawn = [scenes.Scenes(3, seed=6).scene(index).image for index in range(3)]
+    return torch.cat([classifier.to_input(picture) for picture in drawn])
+
+
+def network(name: str) -> nn.Module:
+    """A torchvision network, its weights random and its BatchNorm statistics too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        options = {"init_weights": False} if name == "vgg11" else {}
+        model = getattr(torchvision.models, name)(num_classes=7, **options)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.2)
+                module.running_mean = 0.2 * torch.randn(module.num_features)
+                module.running_var = torch.rand(module.num_features) + 0.5
+    return model.eval()
+
+
+def pictures(n: int = 2, size: int = 64) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# -- by hand ---------------------------------------------------------------------------------------
+
+
+def test_cam_by_hand() -> None:
+    image = torch.tensor([[[[4.0, 0.0], [1.0, 3.0]], [[1.0, 2.0], [0.0, 5.0]], [[9.0] * 2] * 2]])
+    model = Hand()
+    first = torch.tensor([[[4 - 2.0, 0 - 4.0], [1 - 0.0, 3 - 10.0]]])
+    second = torch.tensor([[[2 + 3.0, 0 + 6.0], [0.5, 1.5 + 15.0]]])
+    assert torch.equal(cam.cam(model, image, 0, upsample=False), first)
+    assert torch.equal(cam.cam(model, image, 1, upsample=False), second)
+    # Logits: 0.25 − 2 and −1 + 7, so that the answer is class 1.
+    assert model(image).tolist() == [[-1.75, 6.0]]
+    assert torch.equal(cam.cam(model, image, upsample=False), second)
+
+
+def test_grad_cam_by_hand() -> None:
+    image = torch.tensor([[[[4.0, 0.0], [1.0, 3.0]], [[1.0, 2.0], [0.0, 5.0]], [[9.0] * 2] * 2]])
+    signed = torch.tensor([[[2.0, -4.0], [1.0, -7.0]]]) / 4
+    model = Hand()
+    assert torch.equal(cam.grad_cam(model, image, 0, relu=False, upsample=False), signed)
+    assert torch.equal(cam.grad_cam(model, image, 0, upsample=False), signed.relu())
+    at_layer = cam.grad_cam(model, image, 0, layer="maps", relu=False, upsample=False)
+    assert torch.equal(at_layer, signed)
+
+
+# -- slow twins, written from the papers -----------------------------------------------------------
+
+
+def slow_grad_cam(model: nn.Module, maps: Tensor, score: Tensor) -> Tensor:
+    """ReLU(Σ_k α_k A_k), α_k = 1/Z Σ_i Σ_j ∂y/∂A_kij, for one image: maps (1, K, h, w)."""
+    (slopes,), maps = torch.autograd.grad(score, maps), maps.detach()
+    _, units, rows, columns = maps.shape
+    result = torch.zeros(rows, columns, dtype=torch.float64)
+    for k in range(units):
+        alpha = 0.0
+        for i in range(rows):
+            for j in range(columns):
+                alpha += float(slopes[0, k, i, j]) / (rows * columns)
+        for i in range(rows):
+            for j in range(columns):
+                result[i, j] += alpha * float(maps[0, k, i, j])
+    return result
+
+
+def slow_run(name: str, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last maps of a network in tests/networks.py, and its logits, step by step."""
+    if name == "InPlaceFirst":
+        maps = model.conv(x.clamp(min=0)).clamp(min=0)
+    elif name == "Functional":
+        maps = F.max_pool2d(model.conv1(x).clamp(min=0), 2)
+        maps = model.conv2(maps).clamp(min=0)
+    elif name == "Reused":
+        maps = model.conv(model.conv(model.stem(x)).clamp(min=0)).clamp(min=0)
+    else:
+        inner = model.bn1(model.conv1(x)).clamp(min=0)
+        maps = (inner + model.bn2(model.conv2(inner))).clamp(min=0)
+    return maps, model.fc(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_maps_of_every_kind_of_network(name: str) -> None:
+    model, images = make(name).double().eval(), batch(dtype=torch.float64)
+    signed = cam.grad_cam(model, images, TARGETS, relu=False, upsample=False)
+    whole = cam.cam(model, images, TARGETS, upsample=False)
+    for n, target in enumerate(TARGETS.tolist()):
+        maps, logits = slow_run(name, model, images[[n]])
+        slow = slow_grad_cam(model, maps, logits[0, target])
+        assert slow.abs().max() > 1e-3
+        torch.testing.assert_close(signed[n], slow, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(whole[n], slow * slow.numel(), rtol=1e-10, atol=1e-12)
+    found = cam.grad_cam(model, images, TARGETS, upsample=False)
+    torch.testing.assert_close(found, signed.clamp(min=0), rtol=0, atol=0)
+
+
+def test_an_inner_layer_as_in_the_paper() -> None:
+    model: Any = make("Residual").double().eval()
+    images = batch(dtype=torch.float64)
+    found = cam.grad_cam(model, images, TARGETS, layer="bn1", relu=False, upsample=False)
+    with_relu = cam.grad_cam(model, images, TARGETS, layer="bn1", upsample=False)
+    for n, target in enumerate(TARGETS.tolist()):
+        # BatchNorm's own output: the ReLU after it works in place and must not reach it.
+        maps = model.bn1(model.conv1(images[[n]])).detach().requires_grad_()
+        assert maps.min() < 0
+        inner = maps.clamp(min=0)
+        outer = (inner + model.bn2(model.conv2(inner))).clamp(min=0)
+        slow = slow_grad_cam(model, maps, model.fc(outer.mean((2, 3)))[0, target])
+        torch.testing.assert_close(found[n], slow, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(with_relu[n], slow.clamp(min=0), rtol=1e-10, atol=1e-12)
+
+
+def test_of_a_layer_that_runs_twice_the_last_run_counts() -> None:
+    model: Any = make("Reused").double().eval()
+    images = batch(dtype=torch.float64)
+    found = cam.grad_cam(model, images, 1, layer="conv", relu=False, upsample=False)
+    for n in range(len(images)):
+        first = model.conv(model.stem(images[[n]])).clamp(min=0)
+        maps = model.conv(first).detach().requires_grad_()
+        slow = slow_grad_cam(model, maps, model.fc(maps.clamp(min=0).mean((2, 3)))[0, 1])
+        torch.testing.assert_close(found[n], slow, rtol=1e-10, atol=1e-12)
+
+
+# -- mean(CAM) + b is the logit --------------------------------------------------------------------
+
+
+def test_the_mean_of_a_cam_and_the_bias_are_the_logit_on_scenes(
+    classifier: models.Classifier, some: Tensor
+) -> None:
+    model: Any = classifier.model
+    logits = model(some)
+    for c in range(len(classifier.classes)):
+        for upsample in (False, True):
+            found = cam.cam(model, some, c, upsample=upsample).mean((1, 2)) + model.fc.bias[c]
+            torch.testing.assert_close(found, logits[:, c], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "fc"), ("densenet121", "classifier")])
+@pytest.mark.parametrize("size", [64, 32])
+def test_the_mean_of_a_cam_and_the_bias_are_the_logit(name: str, last: str, size: int) -> None:
+    model, images = network(name), pictures(size=size)
+    bias: Any = layers.find(model, last).bias
+    logits, target = model(images), torch.tensor([3, 5])
+    found = cam.cam(model, images, target, upsample=False)
+    assert found.shape == (2, size // 32, size // 32)
+    wanted = logits[torch.arange(2), target]
+    torch.testing.assert_close(found.mean((1, 2)) + bias[target], wanted, rtol=1e-4, atol=1e-4)
+    signed = cam.grad_cam(model, images, target, relu=False, upsample=False)
+    torch.testing.assert_close(signed * (size // 32) ** 2, found, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_lecture_warns_of_is_wrong(classifier: models.Classifier, some: Tensor) -> None:
+    model: Any = classifier.model
+    with layers.capture(model, "layer4.1.conv2") as kept:
+        logits = model(some)
+    target = logits.argmax(1)
+    wrong = torch.einsum("nk,nkhw->nhw", model.fc.weight[target], kept["layer4.1.conv2"])
+    gap = wrong.mean((1, 2)) + model.fc.bias[target] - logits.amax(1)
+    assert gap.abs().max() > 0.5
+
+
+# -- which maps ------------------------------------------------------------------------------------
+
+
+LAST: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "resnet18": lambda m, x: m.layer4(
+        m.layer3(m.layer2(m.layer1(m.maxpool(m.relu(m.bn1(m.conv1(x)))))))
+    ),
+    "vgg11": lambda m, x: m.features[:-1](x),  # the last ReLU, before max pooling
+    "densenet121": lambda m, x: F.relu(m.features(x)),
+    "squeezenet1_1": lambda m, x: m.classifier[:-1](m.features(x)),
+    "mobilenet_v3_small": lambda m, x: m.features(x),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_maps_are_those_that_enter_pooling_or_flattening(name: str) -> None:
+    model, images = network(name), pictures()
+    maps = LAST[name](model, images).detach().requires_grad_()
+    if name == "vgg11":
+        pooled = model.avgpool(model.features[-1](maps))  # type: ignore[operator, index]
+        logits = model.classifier(pooled.flatten(1))  # type: ignore[operator]
+    elif name == "squeezenet1_1":
+        logits = maps.mean((2, 3))
+    else:
+        last = model.fc if name == "resnet18" else model.classifier
+        logits = last(maps.mean((2, 3)))  # type: ignore[operator]
+    torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-5)
+    (slopes,) = torch.autograd.grad(logits[:, 3].sum(), maps)
+    wanted = (slopes.mean((2, 3), keepdim=True) * maps).sum(1).detach()
+    found = cam.grad_cam(model, images, 3, relu=False, upsample=False)
+    assert found.shape[1] > 1
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+class Tail(nn.Module):
+    """A convolution, then whatever follows."""
+
+    def __init__(self, tail: Callable[[Tensor], Tensor], inputs: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 1)
+        self.fc = nn.Linear(inputs, 5)
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.tail(self, self.conv(x)))  # type: ignore[call-arg, arg-type]
+
+
+TAILS: dict[str, tuple[Any, int]] = {
+    "mean": (lambda m, x: x.mean((-1, -2)), 6),
+    "mean, one after the other": (lambda m, x: x.mean(3).mean(2), 6),
+    "torch.mean": (lambda m, x: torch.mean(x, dim=(2, 3)), 6),
+    "adaptive": (lambda m, x: F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0], 6),
+    "average of all, dropout": (
+        lambda m, x: F.dropout(F.adaptive_avg_pool2d(x, 1), training=False).flatten(1),
+        6,
+    ),
+    "view": (lambda m, x: x.view(len(x), -1), 384),
+    "max pooling, then mean": (lambda m, x: F.max_pool2d(x, 2).mean((2, 3)), 6),
+    "convolution after pooling": (
+        lambda m, x: m.second(F.adaptive_avg_pool2d(x, 1)).flatten(1),
+        6,
+    ),
+    "both poolings": (
+        lambda m, x: torch.cat(
+            [F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], 1
+        ).flatten(1),
+        12,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_the_last_maps_however_they_are_pooled(name: str) -> None:
+    tail, inputs = TAILS[name]
+    model = Tail(tail, inputs)
+    found = cam.grad_cam(model, batch(), 2, upsample=False)
+    assert found.shape == (3, 8, 8)
+    torch.testing.assert_close(found, cam.grad_cam(model, batch(), 2, layer="conv", upsample=False))
+
+
+def test_a_gate_of_squeeze_and_excitation_is_not_the_end() -> None:
+    def tail(model: Any, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(model.second(F.adaptive_avg_pool2d(x, 1)))
+        return F.adaptive_avg_pool2d(gate * x, 1).flatten(1)
+
+    model = Tail(tail)  # type: ignore[arg-type]
+    found = cam.cam(model, batch(), 2, upsample=False).mean((1, 2)) + model.fc.bias[2]
+    torch.testing.assert_close(found, model(batch())[:, 2])
+
+
+def test_pooled_maps_changed_in_place_are_maps_again() -> None:
+    def tail(model: Any, x: Tensor) -> Tensor:
+        return F.relu(F.max_pool2d(x, 2), inplace=True).flatten(1)
+
+    found = cam.grad_cam(Tail(tail, 96), batch(), 2, upsample=False)  # type: ignore[arg-type]
+    assert found.shape == (3, 4, 4)
+
+
+def test_maps_of_one_place_are_maps() -> None:
+    """At 32 pixels ResNet-18 ends at 1 × 1: those, not what entered the first max pooling."""
+    model, images = network("resnet18"), pictures(size=32)
+    assert cam.grad_cam(model, images, upsample=False).shape == (2, 1, 1)
+    assert cam.cam(model, images).shape == (2, 32, 32)
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["layer1", "layer3.1.conv1", "conv1", "layer4"])
+def test_a_layer_as_name_or_module(name: str, classifier: models.Classifier, some: Tensor) -> None:
+    model = classifier.model
+    by_name = cam.grad_cam(model, some, layer=name)
+    assert torch.equal(by_name, cam.grad_cam(model, some, layer=layers.find(model, name)))
+    assert by_name.shape == (3, 128, 128)
+    guided = guided_grad_cam(model, some, layer=name)
+    assert torch.equal(guided, gradients.guided_backprop(model, some) * by_name[:, None])
+
+
+def test_the_default_layer_of_a_residual_network_is_its_last_block(
+    classifier: models.Classifier, some: Tensor
+) -> None:
+    found = cam.grad_cam(classifier.model, some)
+    wanted = cam.grad_cam(classifier.model, some, layer="layer4")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_upsampling_is_bilinear_and_comes_after_relu(
+    classifier: models.Classifier, some: Tensor
+) -> None:
+    model = classifier.model
+    for target in (None, 3):
+        for method in (cam.cam, cam.grad_cam):
+            small = method(model, some, target, upsample=False)
+            wanted = F.interpolate(small[:, None], (128, 128), mode="bilinear", align_corners=False)
+            assert torch.equal(method(model, some, target), wanted[:, 0])
+    late = cam.grad_cam(model, some, 3, relu=False).relu()
+    assert (late - cam.grad_cam(model, some, 3)).abs().max() > 1e-3
+
+
+def test_oblong_images_keep_their_shape() -> None:
+    images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    model = make("Functional")
+    assert cam.cam(model, images, 0).shape == (2, 8, 12)
+    assert cam.cam(model, images, 0, upsample=False).shape == (2, 2, 4)
+    assert guided_grad_cam(model, images, 0).shape == (2, 3, 8, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_have_the_dtype_of_the_images(dtype: torch.dtype) -> None:
+    model, images = make("Functional").to(dtype), batch(dtype=dtype)
+    for method in (cam.cam, cam.grad_cam, guided_grad_cam):
+        result = method(model, images, 1)
+        assert result.dtype == dtype
+        assert not result.requires_grad
+
+
+@pytest.mark.parametrize("method", [cam.cam, cam.grad_cam, guided_grad_cam])
+def test_within_other_gradient_modes(method: Any) -> None:
+    model, images = make("Residual"), batch()
+    wanted = method(model, images)
+    with torch.no_grad():
+        assert torch.equal(method(model, images), wanted)
+    with torch.inference_mode():
+        assert torch.equal(method(model, torch.clone(images)), wanted)
+
+
+def test_grad_cam_goes_backward_no_further_than_the_layer() -> None:
+    model, images = make("Residual"), batch()
+    seen: list[int] = []
+    model.conv1.register_full_backward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr]
+    cam.grad_cam(model, images, 0)
+    assert not seen
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg11", "squeezenet1_1", "mobilenet_v3_small"])
+def test_cam_refuses_other_networks_and_names_grad_cam(name: str) -> None:
+    model, images = network(name), pictures(1)
+    with pytest.raises(ValueError, match=r"^model: .*average pooling.*use grad_cam$"):
+        cam.cam(model, images)
+    assert cam.grad_cam(model, images).shape == (1, 64, 64)
+
+
+REFUSED: dict[str, tuple[Any, int]] = {
+    "max pooling": (lambda m, x: x.amax((2, 3)), 6),
+    "flattened": (lambda m, x: x.flatten(1), 384),
+    "scaled after pooling": (lambda m, x: 2 * x.mean((2, 3)), 6),
+    "squared after pooling": (lambda m, x: x.mean((2, 3)).square(), 6),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_cam_refuses_what_only_looks_alike(name: str) -> None:
+    tail, inputs = REFUSED[name]
+    with pytest.raises(ValueError, match="use grad_cam"):
+        cam.cam(Tail(tail, inputs), batch(), 0)
+
+
+def test_cam_refuses_a_softmax_behind_the_linear_layer() -> None:
+    model = nn.Sequential(make("Functional"), nn.Softmax(1))
+    with pytest.raises(ValueError, match="use grad_cam"):
+        cam.cam(model, batch(), 0)
+
+
+def test_a_linear_layer_with_named_arguments_is_seen() -> None:
+    def tail(model: Any, x: Tensor) -> Tensor:
+        return F.linear(input=x.mean((2, 3)), weight=torch.eye(6))
+
+    model = Tail(tail)  # type: ignore[arg-type]
+    found = cam.cam(model, batch(), 2, upsample=False).mean((1, 2)) + model.fc.bias[2]
+    torch.testing.assert_close(found, model(batch())[:, 2])
+
+
+@pytest.mark.parametrize("method", [cam.grad_cam, guided_grad_cam])
+def test_unknown_layers(method: Any, classifier: models.Classifier, some: Tensor) -> None:
+    model = classifier.model
+    with pytest.raises(ValueError, match=r"layer: the model has no layer 'layer5'.*layer4"):
+        method(model, some, layer="layer5")
+    with pytest.raises(ValueError, match="layer: this Conv2d is no layer of the model"):
+        method(model, some, layer=nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="layer: this SmallResNet is no layer of the model"):
+        method(model, some, layer=model)
+    with pytest.raises(ValueError, match="layer: the model has no layer ''"):
+        method(model, some, layer="")
+
+
+def test_a_layer_without_feature_maps(classifier: models.Classifier, some: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"layer: .*'fc' gives \(3, 16\); choose a convolution"):
+        cam.grad_cam(classifier.model, some, layer="fc")
+
+
+class Idle(nn.Module):
+    """One layer never runs, one is ignored, one is constant, one gives several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 1)
+        self.never, self.ignored, self.constant = (nn.Conv2d(3, 6, 1) for _ in range(3))
+        self.split = Split()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ignored(x)
+        constant = self.constant(torch.ones_like(x))
+        first, second = self.split(self.conv(x))
+        return self.fc((torch.cat([first, second], 1) + constant).mean((2, 3)))
+
+
+class Split(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("never", "layer: .*'never' did not run"),
+        ("split", "layer: .*'split' gives none"),
+        ("ignored", "layer: 'ignored' makes feature maps on which the logits do not depend"),
+        ("constant", "layer: 'constant' makes feature maps on which the logits do not depend"),
+    ],
+)
+def test_layers_that_cannot_explain(layer: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cam.grad_cam(Idle(), batch(), 0, layer=layer)
+    assert cam.grad_cam(Idle(), batch(), 0, layer="conv").shape == (3, 8, 8)
+
+
+def test_a_model_without_feature_maps_or_gradient() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum((1, 2))
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)).detach()
+
+    with pytest.raises(ValueError, match="model: it pools or flattens no feature maps"):
+        cam.grad_cam(Flat(), batch(), 0)
+    with pytest.raises(ValueError, match="model: it pools feature maps on which the logits do not"):
+        cam.grad_cam(Cut(), batch(), 0)
+    with pytest.raises(ValueError, match="use grad_cam"):
+        cam.cam(Flat(), batch(), 0)
+
+
+@pytest.mark.parametrize("method", [cam.cam, cam.grad_cam, guided_grad_cam])
+def test_bad_images_and_targets(method: Any) -> None:
+    model = make("Functional")
+    with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\)"):
+        method(model, batch()[0])
+    with pytest.raises(TypeError, match="images must be floating point"):
+        method(model, batch().long())
+    for target in (5, -1):
+        with pytest.raises(ValueError, match=f"target: there is no class {target}"):
+            method(model, batch(), target)
+
+
+# -- libraries -------------------------------------------------------------------------------------
+
+
+def theirs(model: nn.Module, layer: nn.Module, images: Tensor, target: int) -> Tensor:
+    """pytorch-grad-cam's map (N, H, W), before it scales each to 0 … 1."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    with GradCAM(model, [layer]) as method:
+        method.outputs = outputs = method.activations_and_grads(images.clone().requires_grad_())
+        wanted = [ClassifierOutputTarget(target)] * len(images)
+        loss = sum(t(output) for t, output in zip(wanted, outputs, strict=True))
+        loss.backward()
+        maps = method.activations_and_grads.activations[0].detach().numpy()
+        slopes = method.activations_and_grads.gradients[0].numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = method.get_cam_image(images, layer, wanted, maps, slopes, False)
+    return torch.from_numpy(np.maximum(found, 0))
+
+
+@pytest.mark.references
+@pytest.mark.parametrize("layer", ["layer4", "layer3.1", "layer2", "conv1"])
+def test_pytorch_grad_cam_agrees(layer: str, classifier: models.Classifier, some: Tensor) -> None:
+    model = classifier.model
+    found = cam.grad_cam(model, some, 3, layer=layer, upsample=False)
+    with layers.preserve(model):
+        wanted = theirs(model, layers.find(model, layer), some, 3)
+    assert wanted.max() > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
+
+
+@pytest.mark.references
+def test_pytorch_grad_cam_is_wrong_before_an_in_place_relu() -> None:
+    """It keeps the very tensor into which ReLU then writes: maps after ReLU, slopes before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv, fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 5)
+    found = {}
+    for inplace in (False, True):
+        pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        model = nn.Sequential(conv, nn.ReLU(inplace=inplace), *pool, fc).eval()
+        ours = cam.grad_cam(model, batch(), 2, layer="0", upsample=False)
+        found[inplace] = ours, theirs(model, model[0], batch(), 2)
+    torch.testing.assert_close(*found[False], rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[True][0], found[False][0])
+    right, wrong = found[False][1], found[True][1]
+    assert (right - wrong).abs().max() > 0.2 * right.max()
+
+
+@pytest.mark.references
+@pytest.mark.parametrize("layer", ["layer4", "layer3.1", "layer2", "conv1"])
+def test_captum_agrees(layer: str, classifier: models.Classifier, some: Tensor) -> None:
+    from captum.attr import LayerGradCam
+
+    model = classifier.model
+    module = layers.find(model, layer)
+    for relu in (True, False):
+        found = cam.grad_cam(model, some, 3, layer=layer, relu=relu, upsample=False)
+        with layers.preserve(model):
+            wanted = LayerGradCam(model, module).attribute(
+                some.clone().requires_grad_(), 3, relu_attributions=relu
+            )
+        wanted = wanted[:, 0].detach()
+        assert wanted.abs().max() > 0
+        atol = 1e-5 * float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=atol)
