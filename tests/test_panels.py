@@ -19,9 +19,14 @@ PANELS = (
     "activation_maximization",
     "convolution",
     "feature_maps",
+    "grad_cam",
+    "gradient",
+    "integrated_gradients",
     "microscope",
     "preprocessing",
     "scene_editor",
+    "smoothgrad",
+    "xrai",
 )
 
 

@@ -4,11 +4,14 @@ A panel is a function `NAME(model=None, image=None)`. It makes the controls, say
 their values become a picture, and gives both to `Panel`, which does the rest.
 """
 
+from course_utils.panels.attribution import gradient
 from course_utils.panels.base import Canvas, Panel
 from course_utils.panels.basics import convolution, preprocessing, scene_editor
+from course_utils.panels.cams import grad_cam
 from course_utils.panels.maps import feature_maps
 from course_utils.panels.maximization import activation_maximization
 from course_utils.panels.microscope import microscope
+from course_utils.panels.paths import integrated_gradients, smoothgrad, xrai
 from course_utils.panels.prototypes import prototypes
 
 __all__ = [
@@ -17,8 +20,13 @@ __all__ = [
     "activation_maximization",
     "convolution",
     "feature_maps",
+    "grad_cam",
+    "gradient",
+    "integrated_gradients",
     "microscope",
     "preprocessing",
     "prototypes",
     "scene_editor",
+    "smoothgrad",
+    "xrai",
 ]
