@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from course_utils.models import Classifier, SmallResNet
+from course_utils.scenes import CLASSES
+
 
 class InPlaceFirst(nn.Module):
     """An in-place ReLU is the first layer; another follows the convolution."""
@@ -135,3 +138,30 @@ def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
     """Random images (n, 3, 64, 64), float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3, 64, 64, generator=generator, dtype=torch.float64)
+
+
+class Saturating(nn.Module):
+    """y = 1 − max(0, 1 − i₁ − i₂)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1 - torch.relu(1 - x.sum((1, 2, 3)))[:, None]
+
+
+class Jump(nn.Module):
+    """max(0, x − 10)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.sum((1, 2, 3)) - 10)[:, None]
+
+
+def pixels(*values: float) -> torch.Tensor:
+    """One row of numbers as an image (1, 1, 1, n)."""
+    return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
+
+
+def small_classifier(last: int = 8, size: int = 64) -> Classifier:
+    """A classifier of scenes that nobody has trained, with `last` units in its last layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SmallResNet(len(CLASSES), (8, 8, 8, last))
+    return Classifier("small", network.eval().requires_grad_(False), CLASSES, size)

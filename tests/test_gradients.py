@@ -21,7 +21,16 @@ from course_utils.gradients import (
     smoothgrad,
 )
 from course_utils.propagation import deeplift
-from tests.networks import ARCHITECTURES, NETWORKS, batch, make, pictures
+from tests.networks import (
+    ARCHITECTURES,
+    NETWORKS,
+    Jump,
+    Saturating,
+    batch,
+    make,
+    pictures,
+    pixels,
+)
 
 
 class ByHand(nn.Module):
@@ -113,7 +122,7 @@ def test_equals_captum(network: str) -> None:
 
 
 class Matrix(nn.Module):
-    """The ReLU of source 001: an incoming gradient on its way back through one 3×3 activation."""
+    """The lecture's numbers: a gradient on its way back through one 3×3 activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,24 +261,6 @@ def test_a_network_without_relu(method: Callable) -> None:
 
 
 # --- Integrated Gradients ---------------------------------------------------------------------
-
-
-class Saturating(nn.Module):
-    """y = 1 − max(0, 1 − i₁ − i₂), from source 001."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 1 - torch.relu(1 - x.sum((1, 2, 3)))[:, None]
-
-
-class Jump(nn.Module):
-    """max(0, x − 10)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x.sum((1, 2, 3)) - 10)[:, None]
-
-
-def pixels(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
 
 
 def test_integrated_gradients_by_hand() -> None:

@@ -11,16 +11,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from course_utils import datasheets, features, microscope, models
-from course_utils.scenes import CLASSES, Scenes
+from course_utils.scenes import Scenes
+from tests.networks import small_classifier
 
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(CLASSES), (8, 8, 8, 8))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, CLASSES, 32)
+    return small_classifier(size=32)
 
 
 @pytest.fixture(scope="module")

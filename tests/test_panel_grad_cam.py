@@ -9,15 +9,12 @@ from PIL import Image
 from course_utils import cam, models, scenes
 from course_utils.panels import Panel, base, grad_cam
 from course_utils.panels.cams import ANSWER, LAST, SCENES
+from tests.networks import small_classifier
 
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 12))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, scenes.CLASSES, 64)
+    return small_classifier(12)
 
 
 @pytest.fixture

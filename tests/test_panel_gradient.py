@@ -11,15 +11,12 @@ from scipy.ndimage import gaussian_filter
 from course_utils import gradients, models, panels, scenes
 from course_utils.panels import Panel, attribution
 from course_utils.panels.attribution import AGGREGATIONS, ANSWER, METHODS, PAIR, prepare
+from tests.networks import small_classifier
 
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 12))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, scenes.CLASSES, 64)
+    return small_classifier(12)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from PIL import Image
 
 from course_utils import models, panels, scenes
 from course_utils.panels import Canvas, Panel, base, basics
+from tests.networks import small_classifier
 
 Simple = tuple[Panel, list[tuple[int, int]]]
 PANELS = (
@@ -32,11 +33,7 @@ PANELS = (
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 8))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, scenes.CLASSES, 64)
+    return small_classifier()
 
 
 @pytest.fixture

@@ -18,7 +18,16 @@ from course_utils.propagation import (
     pattern_attribution,
     pattern_net,
 )
-from tests.networks import ARCHITECTURES, NETWORKS, batch, make, pictures
+from tests.networks import (
+    ARCHITECTURES,
+    NETWORKS,
+    Jump,
+    Saturating,
+    batch,
+    make,
+    pictures,
+    pixels,
+)
 
 IMAGES = batch(dtype=torch.float64)
 ELSEWHERE = batch(seed=1, dtype=torch.float64)
@@ -39,25 +48,7 @@ def incompleteness(model: nn.Module, images: torch.Tensor, baseline: Any, target
     return off(total, difference(model, images, baseline, target))
 
 
-def pixels(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
-
-
 # --- By hand ----------------------------------------------------------------------------------
-
-
-class Saturating(nn.Module):
-    """y = 1 − max(0, 1 − i₁ − i₂), from source 001."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 1 - torch.relu(1 - x.sum((1, 2, 3)))[:, None]
-
-
-class Jump(nn.Module):
-    """max(0, x − 10)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x.sum((1, 2, 3)) - 10)[:, None]
 
 
 class ByHand(nn.Module):

@@ -10,6 +10,7 @@ from PIL import Image
 from course_utils import features, models, scenes
 from course_utils.panels import Panel, prototypes
 from course_utils.panels.prototypes import PHOTOS, SETS, Furniture, OnePaint, crops
+from tests.networks import small_classifier
 
 module = importlib.import_module("course_utils.panels.prototypes")  # the function has its name
 
@@ -27,11 +28,7 @@ def small_sets() -> Any:
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 12))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, scenes.CLASSES, 64)
+    return small_classifier(12)
 
 
 @pytest.fixture(scope="module")
