@@ -149,9 +149,11 @@ def pattern_net(
     does, but R_in = a R_out through what is linear.
 
     Arguments as `gradients.gradient`. patterns: those of `estimate_patterns(model, images)`.
-    Returns (N, C, H, W), signed, in model space's unit.
+    Returns (N, C, H, W), signed. Its size means nothing: in each layer all units send back the
+    signal that they share, and it grows.
 
-    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU.
+    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU,
+    and where the network is too deep for the images' type.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
     return _by_patterns("pattern_net", lambda a, w: a, model, images, target, patterns)
@@ -213,7 +215,13 @@ def _by_patterns(
 
     rules = Rules(method, _pattern_rules(back), merge=True)
     with explaining(model):
-        return propagate(model, images, rules, scores, start=torch.clone)
+        result = propagate(model, images, rules, scores, start=torch.clone)
+    if not result.isfinite().all():
+        raise ValueError(
+            f"model: it is so deep that {method} leaves the range of {result.dtype}; use "
+            "model.double() and images.double()"
+        )
+    return result
 
 
 def estimate_patterns(
@@ -223,8 +231,8 @@ def estimate_patterns(
 
         a = cov₊(x, y) / wᵀcov₊(x, y),      cov₊(x, y) = E₊[x y] − E₊[x] E₊[y],      y = wᵀx
 
-    E₊ is the mean over where the layer's output is positive and a ReLU would let it through. (The
-    paper prints E[y] for E₊[y]; a distractor whose mean is not 0 then leaks into the pattern.)
+    E₊ is the mean over where the layer's output is positive and a ReLU would let it through. (With
+    E[y] for E₊[y], as one also reads, a distractor whose mean is not 0 leaks into the pattern.)
     Layers are convolutions, with the BatchNorm that follows, linear layers, and sums of two
     activations, which are layers of weight 1 for each channel.
 

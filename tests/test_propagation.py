@@ -332,10 +332,10 @@ def test_the_pattern_is_the_signals_direction(mean: float) -> None:
     assert (w - a).norm() > 0.9  # the weight is not
     x, y = images.flatten(1), model(images)[:, 0].detach()
     on = y > 0
-    printed = (x[on] * y[on, None]).mean(0) - x[on].mean(0) * y.mean()  # E[y], as the paper prints
-    printed /= w @ printed
+    leaking = (x[on] * y[on, None]).mean(0) - x[on].mean(0) * y.mean()  # with E[y]
+    leaking /= w @ leaking
     if mean:
-        assert (printed - a).norm() > 0.3
+        assert (leaking - a).norm() > 0.3
     signal = pattern_net(model, images[:3], 0, patterns=[pattern])
     torch.testing.assert_close(signal.flatten(1), y[:3, None] * pattern[0].detach())
     given = pattern_attribution(model, images[:3], 0, patterns=[pattern])
@@ -697,3 +697,13 @@ def test_zennits_batch_norm_without_a_canonizer() -> None:
     assert off(lrp(model, IMAGES, 1, epsilon=1e-12), exact) < 1e-6
     assert off(zennit_lrp(model, IMAGES, 1, 1e-12), exact) < 1e-6
     assert off(alone, exact) > 1e-2
+
+
+@pytest.mark.parametrize("method", [pattern_net, pattern_attribution])
+def test_a_signal_beyond_the_images_type_is_an_error(method: Callable) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
+    patterns = estimate_patterns(model, batch(8), progress=False)
+    patterns[0] = patterns[0] + 1e30
+    patterns[1] = patterns[1] + 1e30
+    with pytest.raises(ValueError, match=f"^model: it is so deep that {method.__name__} leaves"):
+        method(model, batch(), patterns=patterns)

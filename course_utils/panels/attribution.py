@@ -18,6 +18,7 @@ from course_utils.panels.base import (
     Panel,
     choice,
     classifier_of,
+    offered,
     pixels_of,
     slider,
     with_truth,
@@ -64,13 +65,12 @@ def gradient(model: Any = None, image: Any = None) -> Panel:
     smoothed, in this order. The share inside the object is known for scenes only.
     """
     classifier = classifier_of(model)
-    own = {} if image is None else {"your picture": image}
     specs = {label: scenes.canonical(label) for label in SCENES} | {PAIR: pair()}
-    pictures = {**own, **specs}
+    pictures = offered(image, specs)
 
     @cache
     def seen(picture: str) -> Seen:
-        source = images.example(picture) if picture in images.EXAMPLES else pictures[picture]
+        source = pictures[picture]
         x = classifier.to_input(pixels_of(source))
         with torch.no_grad():
             probabilities = classifier.model(x).softmax(1)[0].cpu()
@@ -83,7 +83,7 @@ def gradient(model: Any = None, image: Any = None) -> Panel:
         return Seen(x, classifier.to_image(x), probabilities, masks)
 
     controls: dict[str, Any] = {
-        "picture": choice("picture", [*pictures, *images.EXAMPLES]),
+        "picture": choice("picture", [*pictures]),
         "target": choice("class", [ANSWER, *classifier.classes]),
         "method": choice("method", [*METHODS]),
         "score": choice("of the", ["logit", "softmax"]),

@@ -401,8 +401,16 @@ def classifier_of(model: models.Classifier | str | None) -> models.Classifier:
     return model
 
 
+def offered(image: Any, specs: Mapping[str, scenes.SceneSpec]) -> dict[str, Any]:
+    """What a panel's list of pictures offers, by name: one's own, scenes, and photos."""
+    own = {} if image is None else {"your picture": image}
+    return {**own, **specs, **{name: name for name in images.EXAMPLES}}
+
+
 def pixels_of(image: Any) -> NDArray[np.uint8]:
-    """The picture of a scene or a photo; None is the typical zebra."""
+    """The picture of a scene, a photo or an example's name; None is the typical zebra."""
+    if isinstance(image, str) and image in images.EXAMPLES:
+        return images.example(image)
     if image is None or isinstance(image, scenes.SceneSpec):
         image = scenes.render(image or scenes.canonical("zebra"))
     return image.image if isinstance(image, scenes.Scene) else images.load_image(image)

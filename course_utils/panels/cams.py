@@ -18,6 +18,7 @@ from course_utils.panels.base import (
     choice,
     classifier_of,
     decimal,
+    offered,
     pixels_of,
     slider,
 )
@@ -44,14 +45,13 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     """
     classifier = classifier_of(model)
     network = classifier.model
-    own = {} if image is None else {"your picture": image}
-    pictures: dict[str, Any] = {**own, **SCENES}
+    pictures = offered(image, SCENES)
     first, blocks = next(iter(layers.conv_layers(network)), None), microscope.stages(network)
     modules = dict(network.named_modules())
     maps = [name for name in blocks if not isinstance(modules[name], nn.Linear)]
     names = [*dict.fromkeys([first, *maps]), LAST]
     controls: dict[str, Any] = {
-        "picture": choice("picture", [*pictures, *images.EXAMPLES]),
+        "picture": choice("picture", [*pictures]),
         "layer": choice("layer", names, LAST),
         "class_": choice("class", [ANSWER, *classifier.classes]),
         "relu": _switch("ReLU", True),
@@ -62,8 +62,7 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     def draw(
         picture: str, layer: str, class_: str, relu: bool, smooth: bool, strength: float
     ) -> Canvas:
-        shown = images.example(picture) if picture in images.EXAMPLES else pictures[picture]
-        x = classifier.to_input(pixels_of(shown))
+        x = classifier.to_input(pixels_of(pictures[picture]))
         with torch.no_grad():
             logits = network(x)[0]
         target = int(logits.argmax()) if class_ == ANSWER else classifier.classes.index(class_)

@@ -17,6 +17,7 @@ from course_utils.panels.base import (
     choice,
     classifier_of,
     decimal,
+    offered,
     pixels_of,
     slider,
 )
@@ -32,8 +33,7 @@ def feature_maps(model: Any = None, image: Any = None) -> Panel:
     A map with negative numbers is blue below zero and red above.
     """
     classifier = classifier_of(model)
-    own = {} if image is None else {"your picture": image}
-    pictures = {**own, **{label: scenes.canonical(label) for label in SCENES}}
+    pictures = offered(image, {label: scenes.canonical(label) for label in SCENES})
     convolutions = layers.conv_layers(classifier.model)
     wanted = {*convolutions, *microscope.stages(classifier.model)}
     modules = dict(classifier.model.named_modules())
@@ -42,17 +42,14 @@ def feature_maps(model: Any = None, image: Any = None) -> Panel:
 
     @cache
     def seen(picture: str) -> tuple[NDArray[np.uint8], dict[str, torch.Tensor]]:
-        pixels = (
-            images.example(picture) if picture in images.EXAMPLES else pixels_of(pictures[picture])
-        )
-        x = classifier.to_input(pixels)
+        x = classifier.to_input(pixels_of(pictures[picture]))
         maps = features.feature_maps(classifier.model, x, names)
         return classifier.to_image(x), {name: kept[0].cpu() for name, kept in maps.items()}
 
     layer = "layer3.1" if "layer3.1" in names else names[-1]
     start = next(iter(pictures))
     controls: dict[str, Any] = {
-        "picture": choice("picture", [*pictures, *images.EXAMPLES]),
+        "picture": choice("picture", [*pictures]),
         "layer": choice("layer", names, layer),
         "unit": slider("unit", 0, len(seen(start)[1][layer]) - 1, 0),
     }

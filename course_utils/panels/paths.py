@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import mark_boundaries
 from torch import Tensor
 
-from course_utils import gradients, images, models, plotting, regions, scenes
+from course_utils import gradients, models, plotting, regions, scenes
 from course_utils.contract import explaining, portions
 from course_utils.panels.base import (
     Canvas,
@@ -18,6 +18,7 @@ from course_utils.panels.base import (
     choice,
     classifier_of,
     decimal,
+    offered,
     pixels_of,
     slider,
 )
@@ -64,18 +65,12 @@ def _looker(
     classifier: models.Classifier, image: Any
 ) -> tuple[dict[str, Any], Callable[[str], Seen]]:
     """The pictures on offer by name, and what makes a name a picture."""
-    own = {} if image is None else {"your picture": image}
-    pictures = {
-        **own,
-        **{label: scenes.canonical(label) for label in SCENES},
-        **{name: name for name in images.EXAMPLES},
-    }
+    pictures = offered(image, {label: scenes.canonical(label) for label in SCENES})
 
     @cache
     def look(name: str) -> Seen:
         source = pictures[name]
-        shipped = isinstance(source, str) and source in images.EXAMPLES
-        x = classifier.to_input(images.example(source) if shipped else pixels_of(source))
+        x = classifier.to_input(pixels_of(source))
         mask = None
         if isinstance(source, scenes.SceneSpec):
             mask = scenes.render(source, classifier.size).mask
