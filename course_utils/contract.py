@@ -1,9 +1,10 @@
 """What every attribution method promises, in one place: the checks, the mode, the target."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,6 +156,13 @@ def explaining(model: Model) -> Iterator[None]:
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
         yield
+
+
+def accepted(method: Callable, **options: Any) -> dict[str, Any]:
+    """Those of the options that a method knows and that were not chosen for it (by a partial)."""
+    known = inspect.signature(getattr(method, "function", method)).parameters
+    chosen = getattr(method, "keywords", {})
+    return {name: value for name, value in options.items() if name in known and name not in chosen}
 
 
 def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:

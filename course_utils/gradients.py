@@ -1,6 +1,5 @@
 """Attributions made of the gradient of a class's logit with respect to the image."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from course_utils.contract import (
     Details,
     Fill,
     Target,
+    accepted,
     check,
     check_count,
     check_fill,
@@ -178,7 +178,7 @@ def smoothgrad(
     seeds = torch.randint(2**62, (samples,), generator=check_generator(generator)).tolist()
     if not callable(method):
         raise TypeError(f"method must be an attribution method, not {type(method).__name__}")
-    options = _accepted(method, batch_size=batch_size, progress=False)
+    options = accepted(method, batch_size=batch_size, progress=False)
     total, squares = torch.zeros(()), torch.zeros(())
     with explaining(model):
         images = images.detach()
@@ -199,13 +199,6 @@ def smoothgrad(
     variance = (squares / samples - mean**2).clamp(min=0) * samples / max(samples - 1, 1)
     spread = variance.sqrt() if samples > 1 else torch.full_like(mean, torch.nan)
     return mean, Details(standard_error=spread / samples**0.5, spread=spread)
-
-
-def _accepted(method: Callable, **options: Any) -> dict[str, Any]:
-    """Those of the options that a method knows and that were not chosen for it (by a partial)."""
-    known = inspect.signature(getattr(method, "function", method)).parameters
-    chosen = getattr(method, "keywords", {})
-    return {name: value for name, value in options.items() if name in known and name not in chosen}
 
 
 def _normal(seeds: Sequence[int], like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_utils import cam, gradients, perturbation, propagation, regions
+from course_utils import cam, gradients, lime, perturbation, propagation, regions, shapley
 from course_utils.contract import Model, Target, check
 
 NEEDS = ("gradients", "layers", "baseline", "segments", "data")
@@ -31,7 +31,8 @@ class Method:
     """A method and what is known about it; call it as `method(model, images, target, **options)`.
 
     family: how it works. cost: passes of one image whose target is given: F is a forward, B a
-    forward and backward to the image; n is the method's samples or steps, P its windows.
+    forward and backward to the image; n is the method's samples or steps, P its windows, K its
+    baselines.
     needs: of NEEDS, what it must look at besides answers. specific: it looks into the network, and
     so it is model-specific; the others are model-agnostic, for any function. scope: "local"
     explains one answer, "global" the model. stochastic: it draws. axioms: of AXIOMS, those that it
@@ -241,6 +242,36 @@ METHODS: dict[str, Method] = {
             cost="2·n B",
             needs=frozenset({"gradients", "baseline", "segments"}),
             axioms=frozenset({"implementation invariance"}),
+        ),
+        Method(
+            lime.lime_image,
+            'Ribeiro, Singh, Guestrin: "Why Should I Trust You?"',
+            2016,
+            family="surrogate",
+            cost="n F",
+            needs=frozenset({"baseline", "segments"}),
+            stochastic=True,
+            axioms=frozenset({"implementation invariance", "linearity"}),
+        ),
+        Method(
+            shapley.shap_image,
+            "Lundberg, Lee: A Unified Approach to Interpreting Model Predictions",
+            2017,
+            family="surrogate",
+            cost="n F",
+            needs=frozenset({"baseline", "segments"}),
+            stochastic=True,
+            axioms=frozenset({"implementation invariance", "linearity"}),
+        ),
+        Method(
+            shapley.deep_shap,
+            "Lundberg, Lee: A Unified Approach to Interpreting Model Predictions",
+            2017,
+            family="propagation",
+            cost="K F + K B",
+            needs=LAYERS | {"baseline", "data"},
+            axioms=frozenset({"completeness"}),
+            prepare={"baselines": lambda model, data: data[:16]},
         ),
     ]
 }

@@ -52,6 +52,36 @@ def segment(image: Array, *, method: str = "slic", n_segments: int = 50) -> np.n
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
+def labels_of(segments: Array | None, images: torch.Tensor) -> list[torch.Tensor]:
+    """Each image's segments, as labels (H, W) from 0 without gaps; None is `segment` of each image.
+
+    segments: labels (H, W) for all images or (N, H, W), any integers; ValueError or TypeError where
+    they do not fit the images (N, C, H, W).
+    """
+    n, channels, high, wide = images.shape
+    if segments is None:
+        if channels not in (1, 3):
+            raise ValueError(
+                f"images have {channels} channels, and segments are found in grey or colour "
+                "pictures only; give segments"
+            )
+        return [torch.from_numpy(segment(image)) for image in images]
+    if not isinstance(segments, np.ndarray | torch.Tensor):
+        raise TypeError(f"segments must be a tensor or an array, not {type(segments).__name__}")
+    array = _array(segments)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"segments must be labels, whole numbers, not {array.dtype}")
+    if array.shape not in ((high, wide), (n, high, wide)):
+        raise ValueError(
+            f"segments must be labels ({high}, {wide}) or ({n}, {high}, {wide}), as the images, "
+            f"but their shape is {array.shape}"
+        )
+    return [
+        torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(high, wide))
+        for labels in np.broadcast_to(array, (n, high, wide))
+    ]
+
+
 def xrai(
     model: nn.Module,
     images: torch.Tensor,

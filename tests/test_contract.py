@@ -28,6 +28,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "prediction_difference": {"window": 4, "stride": 3, "samples": 2},
     "smoothgrad": {"samples": 3},
     "integrated_gradients": {"steps": 5},
+    "lime_image": {"segments": torch.arange(64).view(8, 8) // 16, "samples": 12},
+    "shap_image": {"segments": torch.arange(64).view(8, 8) // 16, "samples": 16},
     "xrai": {"segments": torch.arange(64).view(8, 8) // 7, "min_pixels": 1},
 }
 WINDOWS = 9  # at 0, 3 and 4, down and across
@@ -238,7 +240,7 @@ def test_bad_target(name: str, case: str) -> None:
 def test_bad_model(name: str) -> None:
     with pytest.raises(TypeError, match="^model "):
         method(name)("resnet18", IMAGES)
-    with pytest.raises(ValueError, match=r"^model must return logits \(N, K\).*\(3, 6, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"^model must return logits \(N, K\).*\(\d+, 6, 8, 8\)"):
         method(name)(nn.Conv2d(3, 6, 1), IMAGES)
 
 
@@ -266,7 +268,9 @@ def test_the_entry_is_complete(name: str) -> None:
     options = {p.name for p in parameters[3:]}
     assert set(entry.prepare) <= options
     assert entry.stochastic == ("generator" in options)
-    assert ("baseline" in entry.needs) == bool({"baseline", "fill", "attribution"} & options)
+    assert ("baseline" in entry.needs) == bool(
+        {"baseline", "baselines", "fill", "attribution"} & options
+    )
 
 
 class Counted(nn.Module):
@@ -295,7 +299,8 @@ def test_the_passes_it_costs(name: str) -> None:
     data = batch(4, seed=7)
     quick |= {option: make(make_network(), data) for option, make in entry.prepare.items()}
     steps = {"smoothgrad": 3, "integrated_gradients": 5, "prediction_difference": 2, "xrai": 32}
-    given = {"n": steps.get(name, 1), "P": WINDOWS}
+    steps |= {"lime_image": 12, "shap_image": 16}
+    given = {"n": steps.get(name, 1), "P": WINDOWS, "K": len(data)}
     cost = {
         kind: eval(count.replace("·", "*"), given)
         for count, kind in re.findall(r"(\(.*?\)|\S+) ([FB])\b", entry.cost)

@@ -1,0 +1,503 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from course_utils.cam import grad_cam
+from course_utils.gradients import gradient, integrated_gradients, smoothgrad
+from course_utils.methods import METHODS
+from course_utils.models import load
+from course_utils.sanity import SIMILARITIES, max_sensitivity, parameter_randomization
+from tests.networks import NETWORKS, batch, make, pixels
+
+LAYERS = {
+    "InPlaceFirst": ["fc", "conv"],
+    "Functional": ["fc", "conv2", "conv1"],
+    "Reused": ["fc", "conv", "stem"],
+    "Residual": ["fc", "conv2", "conv1"],
+}
+
+
+def edges(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    """A map that ignores the model."""
+    return images.diff(dim=3, append=images[..., -1:])
+
+
+def state(model: nn.Module) -> list[tuple[nn.Module, str, int, Any]]:
+    """Which objects hold which values."""
+    return [
+        (module, name, id(value), value.tolist())
+        for module in model.modules()
+        for name, value in {**module._parameters, **module._buffers}.items()
+        if value is not None
+    ]
+
+
+# parameter randomisation
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("cascading", [True, False])
+def test_layers_from_the_output_to_the_input(network: str, cascading: bool) -> None:
+    result = parameter_randomization(make(network), batch(), gradient, cascading=cascading)
+    assert list(result) == LAYERS[network]
+    for value in result.values():
+        assert value.shape == (3,)
+        assert value.abs().max() <= 1
+
+
+def test_the_order_is_that_of_running() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 2)
+            self.unused = nn.Linear(4, 2)
+            self.norm = nn.BatchNorm2d(4)
+            self.first = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(self.first(x)).square().mean((2, 3)))
+
+    assert list(parameter_randomization(Backwards(), batch(), gradient)) == ["last", "first"]
+
+
+def test_layers_of_the_shipped_model() -> None:
+    model, images = load("scenes").model, batch(1).repeat(1, 1, 8, 8)
+    maps = parameter_randomization(model, images, edges)
+    assert list(maps)[:3] == ["fc", "layer4.1.conv2", "layer4.1.conv1"]
+    assert list(maps)[-1] == "conv1"
+    assert len(maps) == 1 + 16 + 3 + 1  # fc, the blocks, their shortcuts, conv1
+    assert not any("bn" in name for name in maps)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("cascading", [True, False])
+def test_a_map_that_ignores_the_model_stays_identical(similarity: str, cascading: bool) -> None:
+    result = parameter_randomization(
+        make("Residual"), batch(), edges, similarity=similarity, cascading=cascading
+    )
+    for value in result.values():
+        torch.testing.assert_close(value, torch.ones(3))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_a_map_of_the_model_does_not(similarity: str) -> None:
+    result = parameter_randomization(make("Residual"), batch(), gradient, similarity=similarity)
+    assert all((value < 0.9).all() for value in result.values())
+
+
+@pytest.mark.parametrize("cascading", [True, False])
+def test_against_its_twin(cascading: bool) -> None:
+    model, images = make("Residual").eval(), batch()
+    target = torch.tensor([1, 4, 0])
+    result = parameter_randomization(
+        model,
+        images,
+        gradient,
+        target=target,
+        cascading=cascading,
+        similarity="spearman of abs",
+        generator=torch.Generator().manual_seed(3),
+    )
+    seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(3)).tolist()
+    original = gradient(model, images, target).abs().sum(1)
+    twin = make("Residual").eval()
+    groups = [["fc"], ["conv2", "bn2"], ["conv1", "bn1"]]
+    for (layer, value), names, seed in zip(result.items(), groups, seeds, strict=True):
+        if not cascading:
+            twin = make("Residual").eval()
+        assert layer == names[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin.get_submodule(names[0]).reset_parameters()  # type: ignore[operator]
+        for name in names[1:]:
+            nn.init.ones_(twin.get_submodule(name).weight)  # type: ignore[arg-type]
+            nn.init.zeros_(twin.get_submodule(name).bias)  # type: ignore[arg-type]
+        maps = gradient(twin, images, target).abs().sum(1)
+        slow = [
+            stats.spearmanr(a.flatten(), b.flatten()).statistic
+            for a, b in zip(original, maps, strict=True)
+        ]
+        torch.testing.assert_close(value.double(), torch.tensor(slow), rtol=0, atol=1e-6)
+
+
+def test_similarities_by_hand() -> None:
+    a = pixels(1, -2, 3, -4)[0].numpy()
+    b = pixels(4, -3, 2, -1)[0].numpy()
+    # Ranks 3, 2, 4, 1 and 4, 1, 3, 2: the differences 1, 1, 1, 1 give 1 − 6 · 4 / (4 · 15).
+    assert SIMILARITIES["spearman"](a, b) == pytest.approx(0.6)
+    assert SIMILARITIES["spearman of abs"](a, b) == pytest.approx(-1)
+    assert SIMILARITIES["spearman"](a, -a) == pytest.approx(-1)
+    assert SIMILARITIES["spearman of abs"](a, -2 * a) == pytest.approx(1)
+    picture = batch()[0].double().numpy()
+    for name in ("ssim", "hog"):
+        assert SIMILARITIES[name](picture, -3 * picture) == pytest.approx(1)
+        assert SIMILARITIES[name](picture, picture[:, ::-1]) < 0.9
+
+
+def test_a_map_without_contrast() -> None:
+    def flat(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return torch.zeros_like(images[:, 0])
+
+    for similarity, expected in (("spearman", True), ("hog", True), ("ssim", False)):
+        result = parameter_randomization(make("Reused"), batch(), flat, similarity=similarity)
+        assert all(value.isnan().all() == expected for value in result.values())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("cascading", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_given_back(network: str, cascading: bool, fails: bool) -> None:
+    model = make(network)
+    next(iter(model.children())).eval()
+    next(iter(model.parameters())).requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    before, rng, calls = state(model), torch.get_rng_state(), []
+
+    def method(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+        calls.append(state(model))
+        if fails and len(calls) == 3:
+            raise RuntimeError("broken")
+        return gradient(model, images, target)
+
+    try:
+        parameter_randomization(model, batch(), method, cascading=cascading)
+    except RuntimeError:
+        assert fails
+    assert calls[0] == before
+    assert calls[1] != before
+    assert state(model) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_makes_new_parameters_gets_the_old_ones_back() -> None:
+    class Fresh(nn.Linear):
+        def reset_parameters(self) -> None:
+            self.weight = nn.Parameter(torch.rand(self.out_features, self.in_features))
+
+    model = nn.Sequential(nn.Flatten(), Fresh(192, 5))
+    before = state(model)
+    for cascading in (True, False):
+        parameter_randomization(model, batch(), gradient, cascading=cascading)
+        assert state(model) == before
+
+
+def test_running_statistics_stay() -> None:
+    model = make("Residual")
+    seen = []
+
+    def method(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+        seen.append([buffer.tolist() for buffer in model.buffers()])
+        return gradient(model, images, target)
+
+    parameter_randomization(model, batch(), method)
+    assert seen == [seen[0]] * 4
+
+
+def test_cascading_goes_on_and_independent_starts_again() -> None:
+    for cascading in (True, False):
+        model = make("Functional")
+        changed: list[set[str]] = []
+        values = {name: value.clone() for name, value in model.named_parameters()}
+
+        def method(
+            model: nn.Module,
+            images: torch.Tensor,
+            target: Any,
+            values: Any = values,
+            changed: Any = changed,
+        ) -> torch.Tensor:
+            names = model.named_parameters()
+            changed.append({n.split(".")[0] for n, p in names if not torch.equal(p, values[n])})
+            return gradient(model, images, target)
+
+        parameter_randomization(model, batch(), method, cascading=cascading)
+        expected = [set(), {"fc"}, {"conv2"}, {"conv1"}]
+        if cascading:
+            expected = [set(), {"fc"}, {"fc", "conv2"}, {"fc", "conv2", "conv1"}]
+        assert changed == expected
+
+
+def test_the_class_is_that_of_the_model_as_it_is() -> None:
+    model, images = make("Residual").eval(), batch()
+    answers = model(images).argmax(1)
+    seen = []
+
+    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(target)
+        return gradient(model, images, target)
+
+    parameter_randomization(model, images, method)
+    assert len(seen) == 4
+    assert all(torch.equal(target, answers) for target in seen)
+
+
+@pytest.mark.parametrize("similarity", ["spearman", "ssim"])
+def test_batches_and_kinds(similarity: str) -> None:
+    model, images = make("Residual").double(), batch(dtype=torch.float64)
+    randomize = partial(parameter_randomization, model, method=gradient, similarity=similarity)
+    together = randomize(images=images)
+    sizes = []
+
+    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return gradient(model, images, target)
+
+    for result in (
+        randomize(images=images, batch_size=2, method=method),
+        {
+            name: torch.cat([randomize(images=image[None])[name] for image in images])
+            for name in together
+        },
+    ):
+        for name, value in together.items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(result[name], value, rtol=0, atol=1e-10)
+    assert sizes == [2, 1] * 4
+    with torch.inference_mode():
+        again = randomize(images=images)
+    assert all(torch.equal(again[name], value) for name, value in together.items())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        METHODS["gradient"],
+        partial(smoothgrad, samples=2),
+        grad_cam,
+        METHODS["integrated_gradients"],
+    ],
+    ids=["Method", "partial", "(N, H, W)", "batched"],
+)
+def test_every_kind_of_method(method: Callable) -> None:
+    model, images = make("Residual"), batch()
+    assert len(parameter_randomization(model, images, method)) == 3
+    assert max_sensitivity(model, images, method, samples=2).shape == (3,)
+
+
+def test_the_generator() -> None:
+    model, images = make("Residual"), batch()
+    for measure in (
+        lambda **options: torch.cat(
+            [*parameter_randomization(model, images, gradient, **options).values()]
+        ),
+        lambda **options: max_sensitivity(model, images, gradient, **options),
+    ):
+        before = torch.get_rng_state()
+        first = measure()
+        assert torch.equal(torch.get_rng_state(), before)
+        generator = torch.Generator().manual_seed(0)
+        assert torch.equal(first, measure(generator=generator))
+        assert not torch.equal(first, measure(generator=generator))
+
+
+# sensitivity
+
+
+def test_sensitivity_by_hand() -> None:
+    generator = torch.Generator().manual_seed(1)
+    (seed,) = torch.randint(2**62, (1,), generator=generator).tolist()
+    draws = torch.rand(1, 1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    image = pixels(3, 0, 4)
+    result = max_sensitivity(
+        lambda x: x.flatten(1),
+        image,
+        lambda model, images, target: 2 * images,
+        radius=0.5,
+        samples=1,
+        generator=generator.manual_seed(1),
+    )
+    # The map is linear, so that it moves as the image does: ‖ε‖ / ‖x‖.
+    noise = 0.5 * (2 * draws - 1)
+    assert noise.abs().max() <= 0.5
+    assert result.item() == pytest.approx(float(noise.norm() / 5))
+
+
+def test_sensitivity_grows_with_samples_and_radius() -> None:
+    model, images = make("Residual"), batch()
+    measure = partial(max_sensitivity, model, images, gradient)
+    assert (measure(samples=20) >= measure(samples=5)).all()
+    assert (measure(samples=20, radius=0.1) > measure(samples=20, radius=0.001)).all()
+    assert torch.equal(measure(radius=0), torch.zeros(3))
+
+
+def test_sensitivity_tells_a_steady_method_from_a_jumpy_one() -> None:
+    def jumpy(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return (1000 * images).sin()
+
+    def steady(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return images.sign()
+
+    def constant(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return torch.ones_like(images[:, 0])
+
+    def zero(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return torch.zeros_like(images)
+
+    model, images = make("Residual"), batch()
+    assert (max_sensitivity(model, images, constant) == 0).all()
+    assert (max_sensitivity(model, images, steady) < 0.5).all()
+    assert (max_sensitivity(model, images, jumpy) > 1).all()
+    assert max_sensitivity(model, images, zero).isnan().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_sensitivity_in_batches(network: str) -> None:
+    model, images = make(network).double(), batch(dtype=torch.float64)
+    measure = partial(max_sensitivity, model, method=gradient, samples=4)
+    together = measure(images=images)
+    alone = torch.cat([measure(images=image[None], batch_size=1) for image in images])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+    assert together.dtype == torch.float64
+    with torch.inference_mode():
+        assert torch.equal(measure(images=images.clone()), together)
+
+
+def test_sensitivity_runs_the_method_once_for_each_sample() -> None:
+    images, seen = batch(), []
+
+    def method(model: Any, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append((len(images), target.tolist()))
+        return images
+
+    model = make("Residual").eval()
+    answers = model(images).argmax(1).tolist()
+    max_sensitivity(model, images, method, samples=5, batch_size=4)
+    assert [size for size, _ in seen] == [3, 4, 4, 4, 3]
+    classes = [target for _, targets in seen for target in targets]
+    assert classes == answers * 6  # of the image without noise
+
+
+@pytest.mark.references
+def test_sensitivity_equals_captum() -> None:
+    from captum.metrics import sensitivity_max
+
+    model, images = make("Residual").eval(), batch()
+    target = torch.tensor([1, 4, 0])
+    seeds = torch.randint(2**62, (10,), generator=torch.Generator().manual_seed(0)).tolist()
+    draws = iter(
+        [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+
+    def explain(inputs: Any) -> Any:
+        if isinstance(inputs, tuple):  # the images as they are; it wants a tuple back
+            return (gradient(model, inputs[0], target),)
+        return gradient(model, inputs, target)
+
+    def perturb(inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 0.02 * (2 * next(draws) - 1)
+
+    reference = torch.stack(
+        [
+            sensitivity_max(
+                explain,
+                images,
+                perturb_func=perturb,
+                n_perturb_samples=1,
+            )
+            for _ in seeds
+        ]
+    ).amax(0)
+    result = max_sensitivity(model, images, gradient, target)
+    torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.references
+def test_captum_mixes_images_up_where_a_method_returns_a_tensor() -> None:
+    from captum.metrics import sensitivity_max
+
+    images = batch()
+
+    def explain(inputs: Any) -> torch.Tensor:
+        return inputs[0] if isinstance(inputs, tuple) else inputs
+
+    reference = sensitivity_max(explain, images, perturb_func=lambda x: x, n_perturb_samples=1)
+    assert (reference > 0.5).any()  # nothing was changed: it compares images with one another
+    still = max_sensitivity(make("Residual"), images, lambda *arguments: arguments[1], radius=0)
+    assert torch.equal(still, torch.zeros(3))
+
+
+# bad input
+
+
+def uncallable(*arguments: Any) -> torch.Tensor:
+    raise AssertionError("checks come before any work")
+
+
+@pytest.mark.parametrize("measure", [parameter_randomization, max_sensitivity])
+@pytest.mark.parametrize(
+    ("argument", "bad"),
+    [
+        ("model", "resnet18"),
+        ("images", batch()[0]),
+        ("images", batch().long()),
+        ("target", 1.5),
+        ("method", "gradient"),
+        ("batch_size", 0),
+        ("generator", 3),
+    ],
+)
+def test_bad_input(measure: Callable, argument: str, bad: Any) -> None:
+    model = make("Residual")
+    model.register_forward_pre_hook(lambda *_: uncallable())
+    arguments = {"model": model, "images": batch(), "method": uncallable, argument: bad}
+    with pytest.raises((ValueError, TypeError), match=f"^{argument} ") as error:
+        measure(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "bad"), [("radius", -1), ("radius", "0.1"), ("samples", 0), ("samples", 1.5)]
+)
+def test_bad_sensitivity(argument: str, bad: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{argument} "):
+        max_sensitivity(make("Residual"), batch(), uncallable, **{argument: bad})
+
+
+def test_bad_randomization() -> None:
+    randomize = partial(parameter_randomization, method=uncallable)
+    model = make("Residual")
+    with pytest.raises(
+        ValueError, match="^similarity: there is no 'Spearman abs'; did you mean 's"
+    ):
+        randomize(model, batch(), similarity="Spearman abs")
+    for similarity in ("ssim", "hog"):
+        with pytest.raises(
+            ValueError, match="^similarity .* at least 7 × 7 pixels, but they are 6"
+        ):
+            randomize(model, batch()[:, :, :6], similarity=similarity)
+    with pytest.raises(ValueError, match="^model has no parameters"):
+        randomize(nn.Flatten(), batch())
+    model.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="^model cannot be randomised: its Residual '' has param"):
+        randomize(model, batch())
+
+
+@pytest.mark.parametrize("measure", [parameter_randomization, max_sensitivity])
+def test_methods_that_return_no_map(measure: Callable) -> None:
+    model = make("Residual")
+    for method in (
+        partial(smoothgrad, samples=2, details=True),
+        lambda model, images, target: images[:1],
+        lambda model, images, target: images[..., :4],
+        lambda model, images, target: images / 0,
+    ):
+        with pytest.raises(ValueError, match="^method must return "):
+            measure(model, batch(), method)
+    with pytest.raises(ValueError, match="^target: there is no class 7"):
+        measure(model, batch(), integrated_gradients, target=7)
+
+
+def test_progress_can_be_silenced(capsys: pytest.CaptureFixture) -> None:
+    parameter_randomization(make("Residual"), batch(), gradient, progress=False)
+    max_sensitivity(make("Residual"), batch(), gradient, progress=False)
+    assert capsys.readouterr() == ("", "")
