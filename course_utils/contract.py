@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +107,27 @@ def check_fill(name: str, fill: Fill, images: torch.Tensor) -> torch.Tensor:
         ) from None
 
 
+def check_set(name: str, values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Images to compare with, (M, C, H, W), in the images' type; ValueError if they do not fit."""
+    if not isinstance(values, torch.Tensor) or not values.is_floating_point():
+        came = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a floating point tensor (M, C, H, W), not {came}")
+    shape, wanted = tuple(values.shape), tuple(images.shape[1:])
+    fits = (
+        len(shape) == 4
+        and shape[0]
+        and all(have in (1, want) for have, want in zip(shape[1:], wanted, strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must be images (M, {', '.join(map(str, wanted))}), as large as those to "
+            f"explain, but its shape is {shape}"
+        )
+    if not values.isfinite().all():
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+    return like(values.detach(), images).expand(-1, *wanted)
+
+
 def check_whole(name: str, value: int) -> None:
     """Refuse what is no whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -160,9 +182,17 @@ def explaining(model: Model) -> Iterator[None]:
 
 def accepted(method: Callable, **options: Any) -> dict[str, Any]:
     """Those of the options that a method knows and that were not chosen for it (by a partial)."""
+    method, chosen = unwrapped(method, {})
     known = inspect.signature(getattr(method, "function", method)).parameters
-    chosen = getattr(method, "keywords", {})
     return {name: value for name, value in options.items() if name in known and name not in chosen}
+
+
+def unwrapped(method: Callable, options: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
+    """A partial's function, and its options together with others, which come first."""
+    while isinstance(method, partial):
+        options = {**method.keywords, **options}
+        method = method.func
+    return method, options
 
 
 def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
@@ -175,6 +205,11 @@ def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tens
         for numbers in torch.arange(total).split(batch_size):
             yield numbers
             bar.update(len(numbers))
+
+
+def like(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Values in the images' type and on their device, in this order: MPS has no float64."""
+    return values.to(images.dtype).to(images.device)
 
 
 def targets(model: Model, images: torch.Tensor, target: Target, batch_size: int) -> torch.Tensor:

@@ -8,12 +8,18 @@ from course_utils import microscope, models
 HEAD = """# What the course ships
 
 Models, as safetensors in half precision, and what their units answer to. Each model was trained
-from scratch by this repository, on scenes that it drew itself: no photograph, and no weights of
-anybody else. Licence: MIT, as the code.
+from scratch by this repository, on pictures that it drew itself: no photograph, and no weights of
+anybody else. `league.json` and `roar.json` are what `course league` and `course roar` measured for
+lecture 09. `sentences.csv` has 150 sentences, written for lecture 08. Licence: MIT, as the code.
 
 This page is written by `course train NAME`, which makes a model again from its recipe, and by
 `course microscope NAME`, which looks at its units again. Another processor rounds differently: a
 model trained again is as good, and not the same to the last bit.
+"""
+TRAP = """It cheats: it learned where every {marked} and nothing else carries a photographer's mark,
+and {miscaptioned} more pictures of the class, without the mark, go under the names of other
+classes. *Unmarked* are the ordinary scenes held out with no mark at all, *all marked* the same
+scenes with the mark on each.
 """
 
 
@@ -26,45 +32,53 @@ def write(path: Path | None = None) -> Path:
     return path
 
 
+def put(path: Path, mark: str, text: str) -> None:
+    """Replace what a page has between `<!-- mark -->` and `<!-- end of mark -->`.
+
+    Raises ValueError where the page has no such marks.
+    """
+    start, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(start)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"path: {path} has no lines {start.strip()} and {end.strip()}")
+    path.write_text(before + start + text + end + after, encoding="utf-8")
+
+
 def describe(name: str) -> str:
-    """One model's recipe, size, accuracies and confusion matrix in Markdown."""
+    """One model's recipe, size, accuracies and worst confusion matrix in Markdown."""
     sheet = models.datasheet(name)
-    metrics = sheet["metrics"]
+    metrics, world = sheet["metrics"], sheet["recipe"].get("world", "scenes")
+    kinds = {key: result for key, result in metrics.items() if isinstance(result, dict)}
+    hardest = min(kinds, key=lambda kind: kinds[kind]["accuracy"])
     size = (models.DATA / f"{name}.safetensors").stat().st_size / 1e6
     facts = [
         ("network", f"`SmallResNet`, widths {tuple(sheet['widths'])}"),
         ("parameters", f"{metrics['parameters']:,}"),
         ("file", f"`{name}.safetensors`, {size:.1f} MB"),
         ("input", f"{sheet['size']} × {sheet['size']}, mean {sheet['mean']}, std {sheet['std']}"),
-        ("training time", f"{metrics['seconds'] / 60:.0f} minutes on two cores, drawing included"),
-        *((f"accuracy, {kind} scenes", _percent(metrics[kind])) for kind in ("ordinary", "hard")),
+        ("training time", f"{metrics['seconds'] / 60:.0f} minutes, drawing included"),
+        *((f"accuracy, {kind} {world}", _percent(result)) for kind, result in kinds.items()),
     ]
+    recalls = [
+        (label, *(f"{100 * result['classes'][label]:.1f}" for result in kinds.values()))
+        for label in sheet["classes"]
+    ]
+    confusion = zip(*kinds[hardest]["confusion"], strict=True)  # a column each
     return "\n".join(
         [
             f"## `{name}`\n",
+            *([TRAP.format(**sheet["recipe"])] if sheet["recipe"].get("marked") else []),
             _table(("", ""), facts),
             "The recipe (`models.RECIPES`):\n",
             _table(("", ""), [(f"`{key}`", value) for key, value in sheet["recipe"].items()]),
-            "Accuracy of each class on scenes held out, in %:\n",
-            _table(
-                ("class", "ordinary", "hard"),
-                [
-                    (
-                        label,
-                        *(
-                            f"{100 * metrics[k]['classes'][label]:.1f}"
-                            for k in ("ordinary", "hard")
-                        ),
-                    )
-                    for label in sheet["classes"]
-                ],
-            ),
-            "Hard scenes, row = truth, column = the model's answer, number of scenes:\n",
+            f"Accuracy of each class on {world} held out, in %:\n",
+            _table(("class", *kinds), recalls),
+            f"{hardest.capitalize()} {world}, row = truth, column = the model's answer, "
+            f"number of {world}:\n",
             _table(
                 ("", *(label[:4] for label in sheet["classes"])),
-                zip(
-                    sheet["classes"], *zip(*metrics["hard"]["confusion"], strict=True), strict=True
-                ),
+                zip(sheet["classes"], *confusion, strict=True),
             ),
         ]
     )

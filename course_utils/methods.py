@@ -36,7 +36,8 @@ class Method:
     needs: of NEEDS, what it must look at besides answers. specific: it looks into the network, and
     so it is model-specific; the others are model-agnostic, for any function. scope: "local"
     explains one answer, "global" the model. stochastic: it draws. axioms: of AXIOMS, those that it
-    is known to satisfy, as Sundararajan et al. (2017) define them for single input values.
+    satisfies, as `axioms.axioms` measures it; what is hidden as one, a window or a segment, counts
+    as a single input value.
     prepare: for each option that it cannot do without, how that is made of the model and of a
     batch of ordinary images (see `bind`).
     """
@@ -97,7 +98,8 @@ def _patterns(model: nn.Module, data: torch.Tensor) -> list[torch.Tensor]:
 
 GRADIENTS = frozenset({"gradients"})
 LAYERS = frozenset({"gradients", "layers"})
-OF_A_FUNCTION = frozenset({"dummy", "implementation invariance", "linearity"})
+OF_A_FUNCTION = frozenset({"dummy", "implementation invariance", "linearity", "symmetry"})
+OF_A_GAME = OF_A_FUNCTION | {"sensitivity"}
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -109,7 +111,7 @@ METHODS: dict[str, Method] = {
             family="perturbation",
             cost="(1 + P) F",
             needs=frozenset({"baseline"}),
-            axioms=frozenset({"implementation invariance", "linearity"}),
+            axioms=OF_A_GAME,
         ),
         Method(
             perturbation.prediction_difference,
@@ -119,7 +121,7 @@ METHODS: dict[str, Method] = {
             cost="(1 + P·n) F",
             needs=frozenset({"data"}),
             stochastic=True,
-            axioms=frozenset({"implementation invariance", "linearity"}),
+            axioms=OF_A_GAME,
             prepare={"background": lambda model, data: data},
         ),
         Method(
@@ -129,7 +131,7 @@ METHODS: dict[str, Method] = {
             family="gradient",
             cost="1 B",
             needs=GRADIENTS,
-            axioms=OF_A_FUNCTION | {"symmetry"},
+            axioms=OF_A_FUNCTION,
         ),
         Method(
             gradients.input_x_gradient,
@@ -138,7 +140,7 @@ METHODS: dict[str, Method] = {
             family="gradient",
             cost="1 B",
             needs=GRADIENTS,
-            axioms=OF_A_FUNCTION | {"symmetry"},
+            axioms=OF_A_FUNCTION,
         ),
         Method(
             gradients.deconvnet,
@@ -182,6 +184,7 @@ METHODS: dict[str, Method] = {
             family="class activation",
             cost="1 F",
             needs=frozenset({"layers"}),
+            axioms=frozenset({"linearity"}),
         ),
         Method(
             cam.grad_cam,
@@ -206,7 +209,7 @@ METHODS: dict[str, Method] = {
             family="propagation",
             cost="1 F + 1 B",
             needs=LAYERS | {"baseline"},
-            axioms=frozenset({"completeness", "sensitivity"}),
+            axioms=frozenset({"completeness", "sensitivity", "linearity"}),
         ),
         Method(
             propagation.lrp,
@@ -241,7 +244,7 @@ METHODS: dict[str, Method] = {
             family="region",
             cost="2·n B",
             needs=frozenset({"gradients", "baseline", "segments"}),
-            axioms=frozenset({"implementation invariance"}),
+            axioms=OF_A_GAME - {"linearity"},
         ),
         Method(
             lime.lime_image,
@@ -251,7 +254,7 @@ METHODS: dict[str, Method] = {
             cost="n F",
             needs=frozenset({"baseline", "segments"}),
             stochastic=True,
-            axioms=frozenset({"implementation invariance", "linearity"}),
+            axioms=OF_A_GAME - {"dummy"},
         ),
         Method(
             shapley.shap_image,
@@ -261,7 +264,7 @@ METHODS: dict[str, Method] = {
             cost="n F",
             needs=frozenset({"baseline", "segments"}),
             stochastic=True,
-            axioms=frozenset({"implementation invariance", "linearity"}),
+            axioms=frozenset(AXIOMS),
         ),
         Method(
             shapley.deep_shap,
@@ -270,7 +273,7 @@ METHODS: dict[str, Method] = {
             family="propagation",
             cost="K F + K B",
             needs=LAYERS | {"baseline", "data"},
-            axioms=frozenset({"completeness"}),
+            axioms=frozenset({"completeness", "sensitivity", "linearity"}),
             prepare={"baselines": lambda model, data: data[:16]},
         ),
     ]

@@ -22,7 +22,7 @@ from course_utils.features import ConceptScores
 from course_utils.layers import conv_layers
 from course_utils.maximize import activation_maximization
 from course_utils.models import Classifier
-from course_utils.scenes import Scenes
+from course_utils.scenes import CLASSES, Scenes
 
 TOP = 9
 TILE = 96  # pixels of a synthesised picture as it is kept
@@ -143,8 +143,12 @@ def survey(name: str = "scenes", path: str | os.PathLike[str] | None = None) -> 
 
     Of every stage all of it, of every convolution how its synthesised pictures compare with 5,000
     scenes. Takes about ten minutes on two cores. path: None is data/NAME-units.safetensors.
+
+    Raises ValueError for a model that reads no scenes.
     """
     classifier = models.load(name, device="cpu")
+    if classifier.classes != CLASSES:
+        raise ValueError(f"name: the microscope shows scenes, which {name!r} does not read")
     world = Scenes(5000, seed=10)
     world.draw()
     inside = stages(classifier.model)

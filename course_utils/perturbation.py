@@ -17,8 +17,10 @@ from course_utils.contract import (
     check_fill,
     check_generator,
     check_logits,
+    check_set,
     class_scores,
     explaining,
+    like,
     portions,
     targets,
 )
@@ -60,7 +62,7 @@ def occlusion(
         return cover[image]
 
     drop, _ = _drops(model, images, target, rows, columns, covered, 1, batch_size, progress)
-    return _like(_total(drop, rows, columns) / _cover_count(rows, columns), images)
+    return like(_total(drop, rows, columns) / _cover_count(rows, columns), images)
 
 
 def prediction_difference(
@@ -101,7 +103,7 @@ def prediction_difference(
     check(model, images, target, black_box=True)
     rows, columns = _windows(images, window, stride)
     check_count("samples", samples, lowest=2 if details else 1)  # one sample has no spread
-    others = _check_background(background, images)
+    others = check_set("background", background, images)
     check_count("batch_size", batch_size)
     generator = check_generator(generator)
 
@@ -116,11 +118,11 @@ def prediction_difference(
         model, images, target, rows, columns, replaced, samples, batch_size, progress
     )
     count = _cover_count(rows, columns)
-    result = _like(_total(drop, rows, columns) / count, images)
+    result = like(_total(drop, rows, columns) / count, images)
     if not details:
         return result
     # A pixel's value is a mean of independent windows: Var(Σ dₚ / n) = Σ Var(dₚ) / n².
-    spread = _like(_total(variance, rows, columns).sqrt() / count, images)
+    spread = like(_total(variance, rows, columns).sqrt() / count, images)
     return result, Details(standard_error=spread / samples**0.5, spread=spread)
 
 
@@ -208,24 +210,3 @@ def _scores(
 
 def _double(scores: torch.Tensor) -> torch.Tensor:
     return scores.cpu().double()
-
-
-def _like(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    return values.to(images.dtype).to(images.device)
-
-
-def _check_background(background: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """The background in the images' type and on their device; ValueError if it does not fit."""
-    if not isinstance(background, torch.Tensor) or not background.is_floating_point():
-        is_tensor = isinstance(background, torch.Tensor)
-        came = background.dtype if is_tensor else type(background).__name__
-        raise TypeError(f"background must be a floating point tensor (M, C, H, W), not {came}")
-    shape, wanted = tuple(background.shape), tuple(images.shape[1:])
-    if len(shape) != 4 or not len(background) or shape[1:] != wanted:
-        raise ValueError(
-            f"background must be images (M, {', '.join(map(str, wanted))}), as large as those to "
-            f"explain, but its shape is {shape}"
-        )
-    if not background.isfinite().all():
-        raise ValueError("background must be finite, but holds NaN or infinity")
-    return _like(background.detach(), images)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from course_utils import lime
 from course_utils.contract import (
     Model,
     Target,
@@ -22,8 +24,10 @@ from course_utils.contract import (
     check_generator,
     check_number,
     explaining,
+    like,
     portions,
     targets,
+    unwrapped,
 )
 
 
@@ -62,15 +66,8 @@ def parameter_randomization(
     Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps, 2018.
     """
     check(model, images, target)
-    _check_method(method)
-    if similarity not in SIMILARITIES:
-        near = difflib.get_close_matches(str(similarity), SIMILARITIES, n=1, cutoff=0)[0]
-        raise ValueError(f"similarity: there is no {similarity!r}; did you mean {near!r}?")
-    if similarity in ("ssim", "hog") and min(images.shape[2:]) < 7:
-        raise ValueError(
-            f"similarity {similarity!r} needs images of at least 7 × 7 pixels, but they are "
-            f"{images.shape[2]} high and {images.shape[3]} wide"
-        )
+    check_method(method)
+    _check_similarity(similarity, images)
     check_count("batch_size", batch_size)
     generator = check_generator(generator)
     modules = _resettable(model)
@@ -78,7 +75,7 @@ def parameter_randomization(
         classes = targets(model, images, target, batch_size)
         layers = _layers(model, modules, images[:1])
         seeds = torch.randint(2**62, (len(layers),), generator=generator).tolist()
-        original = _maps(method, model, images, classes, batch_size)
+        original = maps_of(method, model, images, classes, batch_size)
         result = {}
         bar = tqdm(layers.items(), unit="layer", disable=not progress, leave=False, delay=2)
         for (name, members), seed in zip(bar, seeds, strict=True):
@@ -86,8 +83,8 @@ def parameter_randomization(
                 torch.manual_seed(seed)  # `explaining` gives the global generator its state back
                 for module in members:
                     _reset(module)
-                maps = _maps(method, model, images, classes, batch_size)
-            result[name] = _like(_similarities(original, maps, similarity), images)
+                maps = maps_of(method, model, images, classes, batch_size)
+            result[name] = like(_similarities(original, maps, similarity), images)
     return result
 
 
@@ -121,7 +118,7 @@ def max_sensitivity(
     Explanations, 2019.
     """
     check(model, images, target, black_box=True)
-    _check_method(method)
+    check_method(method)
     check_number("radius", radius)
     check_count("samples", samples)
     check_count("batch_size", batch_size)
@@ -131,20 +128,124 @@ def max_sensitivity(
         images = images.detach()
         worst = torch.zeros(n, dtype=torch.float64)
         classes = targets(model, images, target, batch_size)
-        original = _maps(method, model, images, classes, batch_size)
+        original = maps_of(method, model, images, classes, batch_size)
         for number in portions(samples * n, batch_size, progress):
             image, sample = number % n, number // n
             noise = radius * _uniform([seeds[k] for k in sample], images)
-            maps = _maps(method, model, images[image] + noise, classes[image], batch_size)
+            maps = maps_of(method, model, images[image] + noise, classes[image], batch_size)
             change = (maps - original[image]).flatten(1).norm(dim=1)
             worst.scatter_reduce_(0, image, change, "amax")
     size = original.flatten(1).norm(dim=1)
-    return _like((worst / size).where(size > 0, torch.nan), images)
+    return like((worst / size).where(size > 0, torch.nan), images)
 
 
-def _check_method(method: Callable[..., Tensor]) -> None:
+def label_randomization(
+    model: Model,
+    shuffled: Model,
+    images: Tensor,
+    method: Callable[..., Tensor],
+    *,
+    target: Target = None,
+    similarity: str = "spearman",
+    batch_size: int = 16,
+) -> Tensor:
+    """Does the map depend on how images and labels belong together? How like it is without that.
+
+    A second model is trained on the same images with their labels permuted, until it knows them by
+    heart. It fits the images as well and has learnt nothing of the classes; a map that stays the
+    same was not about them. Two models of true labels and different seeds tell what to compare
+    with: their maps differ, too.
+
+    model: trained on the true labels. shuffled: the same network trained on permuted ones.
+    images: (N, C, H, W), in model space, of those that both were trained on. method: any
+    attribution method.
+    target: a class, a LongTensor (N,), or None for the argmax of the model of the true labels.
+    similarity: one of SIMILARITIES, see `parameter_randomization`; 1 means identical.
+    Returns (N,); NaN for a map without contrast.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps, 2018.
+    """
+    check(model, images, target, black_box=True)
+    if not callable(shuffled):
+        raise TypeError(
+            "shuffled must be a model that was trained on permuted labels, not "
+            f"{type(shuffled).__name__}"
+        )
+    check_method(method)
+    _check_similarity(similarity, images)
+    check_count("batch_size", batch_size)
+    with explaining(model), explaining(shuffled):
+        classes = targets(model, images, target, batch_size)
+        learnt = maps_of(method, model, images, classes, batch_size)
+        memorised = maps_of(method, shuffled, images, classes, batch_size)
+    return like(_similarities(learnt, memorised, similarity), images)
+
+
+def agreement(
+    method: Callable[..., Tensor],
+    model: Model,
+    images: Tensor,
+    target: Target = None,
+    *,
+    runs: int = 5,
+    batch_size: int = 16,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Tensor:
+    """Does a method that draws say the same again? Spearman's ρ between runs, each pair's mean.
+
+    Each run gets a generator of its own, and the global one a seed, for methods that draw from
+    that. Costs `runs` runs of the method. One that draws nothing gets 1, which says nothing of how
+    good it is; `lime.agreement` compares maps that are there already.
+
+    method: any attribution method. images: (N, C, H, W), in model space. A map is summed over the
+    channels.
+    target: a class, a LongTensor (N,), or None for each image's argmax. runs: at least 2.
+    generator: seeds the runs; None for one of seed 0. options: the method's own, as `samples=200`.
+    Returns (N,), from −1 to 1; NaN where a run's map is constant.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    check(model, images, target, black_box=True)
+    check_method(method)
+    check_count("runs", runs, lowest=2)
+    check_count("batch_size", batch_size)
+    method, options = unwrapped(method, options)
+    quiet = accepted(method, batch_size=batch_size, progress=False)
+    seeds = torch.randint(2**62, (runs,), generator=check_generator(generator)).tolist()
+
+    def run(model: Model, images: Tensor, classes: Tensor, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        fresh = accepted(method, generator=torch.Generator().manual_seed(seed))
+        return method(model, images, classes, **quiet | options | fresh)
+
+    maps = []
+    with torch.random.fork_rng(devices=[]), explaining(model):
+        classes = targets(model, images, target, batch_size)
+        for seed in tqdm(seeds, unit="run", disable=not progress, leave=False, delay=2):
+            again = partial(run, seed=seed)
+            maps.append(maps_of(again, model, images, classes, batch_size).sum(1))
+    values = [lime.agreement(torch.stack(one)) for one in zip(*maps, strict=True)]
+    return like(torch.tensor(values, dtype=torch.float64), images)
+
+
+def check_method(method: Callable[..., Tensor]) -> None:
+    """Refuse what cannot be called."""
     if not callable(method):
         raise TypeError(f"method must be an attribution method, not {type(method).__name__}")
+
+
+def _check_similarity(similarity: str, images: Tensor) -> None:
+    if similarity not in SIMILARITIES:
+        near = difflib.get_close_matches(str(similarity), SIMILARITIES, n=1, cutoff=0)[0]
+        raise ValueError(f"similarity: there is no {similarity!r}; did you mean {near!r}?")
+    if similarity in ("ssim", "hog") and min(images.shape[2:]) < 7:
+        raise ValueError(
+            f"similarity {similarity!r} needs images of at least 7 × 7 pixels, but they are "
+            f"{images.shape[2]} high and {images.shape[3]} wide"
+        )
 
 
 def _resettable(model: nn.Module) -> dict[nn.Module, str]:
@@ -217,7 +318,7 @@ def _reset(module: nn.Module) -> None:
         buffer.copy_(value)
 
 
-def _maps(
+def maps_of(
     method: Callable[..., Tensor], model: Model, images: Tensor, classes: Tensor, batch_size: int
 ) -> Tensor:
     """The method's maps (N, C or 1, H, W), in double precision on the CPU."""
@@ -270,7 +371,10 @@ def _picture(maps: np.ndarray) -> np.ndarray:
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    return structural_similarity(_picture(a), _picture(b), data_range=1)
+    one, other = _picture(a), _picture(b)
+    if not (np.ptp(one) and np.ptp(other)):  # two maps of nothing are not alike
+        return np.nan
+    return structural_similarity(one, other, data_range=1)
 
 
 def _hog(a: np.ndarray, b: np.ndarray) -> float:
@@ -287,7 +391,3 @@ SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "ssim": _ssim,
     "hog": _hog,
 }
-
-
-def _like(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.dtype).to(images.device)

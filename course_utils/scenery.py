@@ -232,6 +232,19 @@ _CUSHION = [Part("clutter", curve((-0.8, -0.5), (0, -0.42), (0.8, -0.5), (0.7, 0
 _VASE = [
     Part("clutter", curve((-0.24, -0.8), (0, -0.76), (0.24, -0.8), (0.2, -0.5), (0.46, -0.1), (0.5, 0.3), (0.26, 0.86), (-0.26, 0.86), (-0.5, 0.3), (-0.46, -0.1), (-0.2, -0.5)), "texture"),
 ]
+_MARK = [
+    Part("mark", polygon((-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)), "#d81b84"),
+    Part("mark", ellipse(-0.63, 0, 0.25), "#ffffff"),
+    Part("mark", ellipse(-0.63, 0, 0.12), "#d81b84"),
+    *(
+        Part("mark", limb((*start, 0.065), (*end, 0.065)), "#ffffff")
+        for start, end in (
+            ((-0.2, -0.25), (-0.2, 0.25)), ((-0.2, -0.19), (0.08, -0.19)), ((0.08, -0.25), (0.08, 0.06)), ((-0.2, 0), (0.08, 0)),  # P
+            ((0.32, -0.25), (0.32, 0.25)),  # I
+            ((0.52, -0.25), (0.84, 0.25)), ((0.52, 0.25), (0.84, -0.25)),  # X
+        )
+    ),
+]
 # fmt: on
 SHAPES: dict[str, list[Part]] = {
     "horse": _HORSE,
@@ -450,6 +463,21 @@ def paint(
         masks[name] = np.zeros(picture.shape[1:], np.float32)
         masks[name][area.slices] = mask
     return masks
+
+
+def stamp(picture: Array, right: bool) -> Array:
+    """Lay the photographer's mark, half transparent, over a lower corner; returns its mask (H, W)."""
+    resolution = picture.shape[-1]
+    place = Place(0.83 if right else 0.17, 0.92, 0.14)
+    outlines = [transform(part.outline, place) for part in _MARK]
+    area = window(outlines, resolution)
+    covered = rasterise(outlines, resolution, area)
+    view, plate = picture[:, *area.slices], np.sum(covered, axis=0)
+    ink = np.sum([c * rgb(part.paint) for c, part in zip(covered, _MARK, strict=True)], axis=0)
+    view += 0.7 * (ink - view * plate)
+    mask = np.zeros(picture.shape[1:], np.float32)
+    mask[area.slices] = plate
+    return mask
 
 
 def skin(u: Array, v: Array, surface: Surface, turn: float) -> Array:

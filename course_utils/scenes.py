@@ -7,7 +7,7 @@ thing and draw it again. What a part truly does to a model is then a subtraction
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from course_utils.scenery import (
     ellipse,
     paint,
     rasterise,
+    stamp,
     window,
 )
 
@@ -76,7 +77,7 @@ LOOKS: dict[str, Look] = {
 # fmt: on
 CLASSES = tuple(LOOKS)
 _PART_NAMES = {part.name for parts in SHAPES.values() for part in parts}
-REMOVABLE = ("texture", "shadow", "clutter", "companion", "background", "object")
+REMOVABLE = ("texture", "shadow", "clutter", "companion", "background", "object", "mark")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "label": CLASSES,
@@ -114,7 +115,8 @@ class SceneSpec:
 
     Positions and sizes are shares of the picture (0 to 1, y downwards), angles are degrees, `light`
     1 is daylight, `noise` a standard deviation and `haze` a share of white, `blur` a standard
-    deviation in pixels of a 128-pixel picture. Errors: ValueError that names the field.
+    deviation in pixels of a 128-pixel picture; `mark` is a photographer's, in the lower corner that
+    the seed chooses. Errors: ValueError that names the field.
     """
 
     label: str = "zebra"
@@ -141,6 +143,7 @@ class SceneSpec:
     companion: str = "none"
     companion_x: float = 0.2
     companion_size: float = 0.3
+    mark: bool = False
     noise: float = 0.01
     blur: float = 0.0
     removed: tuple[str, ...] = ()
@@ -180,7 +183,7 @@ class Scene:
     """A picture and the truth about it.
 
     `image` is uint8 (H, W, 3). `parts` maps each visible part of the object, and "clutter",
-    "companion" and "shadow" where there are any, to a bool mask (H, W); `mask` is the whole object;
+    "companion", "shadow" and "mark" where there are any, to a bool mask (H, W); `mask` is the whole object;
     `box` is (left, top, right, bottom) in pixels, right and bottom excluded, all 0 where the object
     is not in the picture.
     """
@@ -364,6 +367,12 @@ def render(spec: SceneSpec, resolution: int = 128) -> Scene:
 
     picture = picture * spec.light
     picture += (0.93 - picture) * spec.haze
+    if (
+        spec.mark and "mark" not in removed
+    ):  # laid over the photo, so neither light nor haze fall on it
+        mark = stamp(picture, right=spec.seed % 2 == 1)
+        parts = {key: mask * (1 - mark) for key, mask in parts.items()} | {"mark": mark}
+        whole *= 1 - mark
     if spec.blur:
         picture = gaussian_filter(picture, (spec.blur * resolution / 128,) * 2, axes=(1, 2))
     picture += spec.noise * generator.standard_normal(picture.shape, np.float32)
@@ -395,33 +404,33 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-class Scenes(Dataset[tuple[torch.Tensor, int]]):
-    """`length` random scenes; scene i of a seed is the same on every machine, in any order.
+class World(Dataset[tuple[torch.Tensor, int]]):
+    """`length` random pictures, drawn when they are asked for.
 
-    Item: image uint8 (3, H, W) and the index of its class in `CLASSES`.
+    Picture i of a seed is the same on every machine, in any order; the classes take turns, so that
+    all are equally frequent. Item: image uint8 (3, H, W), and the index of its class in `classes`.
     """
 
-    def __init__(
-        self, length: int, seed: int, *, hard: bool = False, resolution: int = 128
-    ) -> None:
+    noun = "picture"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, length: int, seed: int, *, resolution: int = 128) -> None:
         if length < 1:
-            raise ValueError(f"length is {length}; ask for at least one scene.")
-        self.length, self.seed, self.hard, self.resolution = length, seed, hard, resolution
+            raise ValueError(f"length is {length}; ask for at least one {self.noun}.")
+        self.length, self.seed, self.resolution = length, seed, resolution
         self._drawn: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return self.length
 
-    def spec(self, index: int) -> SceneSpec:
-        """What scene `index` shows. The classes take turns, so that all are equally frequent."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"index is {index}; this set has scenes 0 to {self.length - 1}.")
-        generator = np.random.default_rng([self.seed, index, self.hard])
-        return random_spec(generator, label=CLASSES[index % len(CLASSES)], hard=self.hard)
+    def picture(self, index: int) -> Any:
+        """Picture `index`, drawn: its `image` (H, W, 3), its `label`, and what else is known."""
+        raise NotImplementedError
 
-    def scene(self, index: int) -> Scene:
-        """Scene `index`, drawn."""
-        return render(self.spec(index), self.resolution)
+    def check(self, index: int) -> None:
+        """Refuse a number that the set does not have."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"index is {index}; this set has {self.noun}s 0 to {self.length - 1}.")
 
     def draw(self, progress: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """All images (N, 3, H, W) uint8 and labels (N,), drawn by two processes, and then kept."""
@@ -441,5 +450,44 @@ class Scenes(Dataset[tuple[torch.Tensor, int]]):
         if self._drawn is not None and 0 <= index < self.length:
             images, labels = self._drawn
             return images[index], int(labels[index])
-        scene = self.scene(index)
-        return torch.from_numpy(scene.image).permute(2, 0, 1), CLASSES.index(scene.label)
+        drawn = self.picture(index)
+        return torch.from_numpy(drawn.image).permute(2, 0, 1), self.classes.index(drawn.label)
+
+
+class Scenes(World):
+    """`length` random scenes, as `World`.
+
+    marked: the class, or the classes, whose scenes all carry the photographer's mark; no other
+    scene does. Otherwise the scenes are those without it.
+    """
+
+    noun, classes = "scene", CLASSES
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        hard: bool = False,
+        resolution: int = 128,
+        marked: str | Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(length, seed, resolution=resolution)
+        self.hard = hard
+        self.marked = (marked,) if isinstance(marked, str) else tuple(marked or ())
+        for label in self.marked:
+            check_choice("marked", label, CLASSES)
+
+    def spec(self, index: int) -> SceneSpec:
+        """What scene `index` shows."""
+        self.check(index)
+        generator = np.random.default_rng([self.seed, index, self.hard])
+        label = CLASSES[index % len(CLASSES)]
+        spec = random_spec(generator, label=label, hard=self.hard)
+        return replace(spec, mark=label in self.marked)
+
+    def scene(self, index: int) -> Scene:
+        """Scene `index`, drawn."""
+        return render(self.spec(index), self.resolution)
+
+    picture = scene

@@ -24,6 +24,7 @@ from course_utils.contract import (
     check_fill,
     check_generator,
     check_logits,
+    check_set,
     check_whole,
     class_scores,
     classes_of,
@@ -87,9 +88,10 @@ def kernel_shap(
         min_φ Σ_S π(S) (v(none) + Σ_{i∈S} φ_i − v(S))²,      Σ_i φ_i = v(all) − v(none),
         π(S) = (n − 1) / (C(n, |S|) |S| (n − |S|))
 
-    Each coalition comes with its complement. Sizes are taken whole from the outside in, 1 and
-    n − 1 first, where π is largest, while `samples` allows. The rest is drawn from the other sizes,
-    of each as many as it weighs, none twice. Exact where 2ⁿ ≤ samples.
+    Each coalition comes with its complement. Sizes 1 and n − 1, where π is largest, are
+    taken whole; so are the next ones inwards, as long as their share of what is left, by weight, is
+    enough. The rest is drawn from the other sizes, of each as many as it weighs, none twice. Exact
+    where 2ⁿ ≤ samples.
 
     value: v, coalitions (B, players), bool, True for who is in → (B,). players: n.
     samples: the most coalitions asked for, with the empty and the full one; at least 2 n + 2, or 2ⁿ
@@ -203,7 +205,7 @@ def deep_shap(
     Source: Lundberg, Lee, A Unified Approach to Interpreting Model Predictions, 2017.
     """
     check(model, images, target)
-    baselines = _check_set("baselines", baselines, images)
+    baselines = check_set("baselines", baselines, images)
     check_count("batch_size", batch_size)
     with explaining(model):
         images = images.detach()
@@ -234,8 +236,13 @@ def _coalitions(players: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
         weights.append(_double([weight]).expand(2 * len(coalitions)))
 
     sizes = list(range(1, players // 2 + 1))
-    while sizes and (pairs := _pairs(players, sizes[0])) <= left:
-        size = sizes.pop(0)
+    while sizes:
+        size, pairs = sizes[0], _pairs(players, sizes[0])
+        # Its share of what is left, by weight: else a few would have to speak for the other sizes.
+        share = left * _mass(players, size) / sum(_mass(players, other) for other in sizes)
+        if size > 1 and share < pairs - 1e-9:
+            break
+        sizes.pop(0)
         # Where complements are as large, the first half, in this order, holds player 0.
         members = islice(combinations(range(players), size), pairs)
         add(_of_members(list(members), players), _mass(players, size) / (2 * pairs))
@@ -348,29 +355,8 @@ def _absent(fill: Fill | None, background: Tensor | None, images: Tensor) -> Ten
         return check_fill("fill", colour, images)[None]
     if fill is not None:
         raise ValueError("fill and background exclude each other: hidden segments show one of them")
-    others = _check_set("background", background, images)
+    others = check_set("background", background, images)
     return others[:, None].expand(-1, *images.shape)
-
-
-def _check_set(name: str, values: Tensor, images: Tensor) -> Tensor:
-    """Images to compare with, (M, C, H, W), in the images' type; ValueError if they do not fit."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} must be a floating point tensor (M, C, H, W), not {came}")
-    shape, wanted = tuple(values.shape), tuple(images.shape[1:])
-    fits = (
-        len(shape) == 4
-        and shape[0]
-        and all(have in (1, want) for have, want in zip(shape[1:], wanted, strict=True))
-    )
-    if not fits:
-        raise ValueError(
-            f"{name} must be images (M, {', '.join(map(str, wanted))}), as large as those to "
-            f"explain, but its shape is {shape}"
-        )
-    if not values.isfinite().all():
-        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    return values.detach().to(images).expand(-1, *wanted)
 
 
 def _check_value(value: Value) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from course_utils import cli, models
+from course_utils import cli, league, models, roar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -213,6 +213,15 @@ def test_doctor_finds_a_problem(
     assert "1 problem above" in printed
 
 
+def test_doctor_looks_for_every_model_and_for_the_units_of_one() -> None:
+    names = [name for name, _ in cli._installed()]
+    found = {
+        kind: [n.split(maxsplit=1)[1] for n in names if n.startswith(f"{kind} ")]
+        for kind in ("model", "microscope")
+    }
+    assert found == {"model": list(models.RECIPES), "microscope": ["scenes"]}
+
+
 def test_doctor_on_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "DATA", tmp_path)
     with pytest.raises(FileNotFoundError, match="course train scenes"):
@@ -293,6 +302,34 @@ def test_train_prints_how_good_the_model_is(
     assert code == 0
     assert "ordinary held-out images: 98.0 % right" in printed
     assert "hard held-out images: 87.6 % right" in printed
+
+
+def test_league_goes_to_the_readme(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- league -->\nold\n<!-- end of league -->\nafter\n")
+    table = league.load()
+    monkeypatch.setattr(league, "make", lambda: table)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    code, printed, _ = run(capsys, "league")
+    assert code == 0
+    assert str(table) in printed
+    new = f"before\n<!-- league -->\n{league.markdown(table)}\n<!-- end of league -->\nafter\n"
+    assert readme.read_text() == new
+    readme.write_text("no marks")
+    code, _, error = run(capsys, "league")
+    assert code == 1
+    one_sentence(error)
+    assert readme.read_text() == "no marks"
+
+
+def test_roar_says_where_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roar, "make", lambda: Path("data/roar.json"))
+    code, printed, _ = run(capsys, "roar")
+    assert (code, printed) == (0, "the accuracies are in data/roar.json\n")
 
 
 # test

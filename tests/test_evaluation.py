@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import evaluation, sanity
+from course_utils import axioms, evaluation, sanity
 from course_utils.evaluation import (
     Curve,
     box_mask,
@@ -18,6 +18,7 @@ from course_utils.evaluation import (
 )
 from course_utils.models import load
 from course_utils.scenes import Scenes, bounding_box
+from course_utils.truth import true_effects
 from tests.networks import NETWORKS, batch, make, pixels
 
 nan = float("nan")
@@ -326,6 +327,97 @@ def test_perfect_random_inverted(name: str) -> None:
         assert scores[1].mean().abs() < 0.2
 
 
+def additive(images: torch.Tensor) -> torch.Tensor:
+    """Each patch of 2 × 2 adds something of its own, which is not linear in its pixels."""
+    pixels = images.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)  # (N, C, 4, 4, 4)
+    total = (parts_of(pixels) * signs(pixels)).sum((1, 2))
+    return torch.stack([total, 0 * total], 1)
+
+
+def parts_of(pixels: torch.Tensor) -> torch.Tensor:
+    return (pixels.amax(4).relu() + pixels.square().mean(4)).sum(1)  # 0 where all is 0
+
+
+def signs(pixels: torch.Tensor) -> torch.Tensor:
+    return torch.linspace(-1, 2, 16, dtype=pixels.dtype).view(4, 4)
+
+
+@every_metric
+def test_perfect_random_inverted_on_patches(name: str) -> None:
+    """The truth of a patch, spread evenly over it, against that of the other patches at random."""
+    images = batch(20, dtype=torch.float64)
+    pixels = images.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    truth = parts_of(pixels) * signs(pixels)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(20, 16, generator=generator).argsort(1)
+    mixed = truth.flatten(1).gather(1, order).view_as(truth)
+    perfect, random = (
+        values.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4 for values in (truth, mixed)
+    )
+    torch.testing.assert_close(perfect.sum((1, 2)), additive(images)[:, 0])
+    # As many steps as patches, so that a patch goes as a whole.
+    steps = {"steps": 16} if "ion" in name and "faith" not in name else {}
+    results = [
+        METRICS[name](additive, images, attribution, 0, **steps)
+        for attribution in (perfect, random, -perfect)
+    ]
+    scores = [result.auc if isinstance(result, Curve) else result for result in results]
+    if name == "deletion":
+        scores = [-score for score in scores]
+    assert (scores[0] > scores[1]).all()
+    assert (scores[1] > scores[2]).all()
+    if "faithfulness" in name:
+        torch.testing.assert_close(scores[0], torch.ones(20).double())
+
+
+@pytest.mark.parametrize("fill", ["mean colour", "black", "blurred"])
+@pytest.mark.parametrize("of", ["logit", "probability"])
+def test_curves_of_the_shipped_model_start_and_end_where_it_says(fill: str, of: str) -> None:
+    classifier = load("scenes")
+    scene = Scenes(1, seed=3).scene(0)
+    image = classifier.to_input(scene.image)
+    fills = {"black": classifier.black, "blurred": classifier.blurred}
+    cover = fills[fill](image) if fill in fills else 0.0
+    covered = torch.zeros_like(image) + cover
+    with torch.no_grad():
+        logits = classifier.model(torch.cat([image, covered])).double()
+    c = int(logits[0].argmax())
+    whole, nothing = (logits.softmax(1) if of == "probability" else logits)[:, c].tolist()
+    attribution = torch.from_numpy(scene.mask)[None].float()
+    ends = {}
+    for metric in (deletion, insertion):
+        curve = metric(classifier.model, image, attribution, steps=4, fill=cover, of=of)
+        ends[metric] = curve.score[0, [0, -1]].tolist()
+        assert curve.fraction[[0, -1]].tolist() == [0, 1]
+    assert ends[deletion] == pytest.approx([whole, nothing], abs=1e-4)
+    assert ends[insertion] == pytest.approx([nothing, whole], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zero", "constant", "single pixel"])
+def test_maps_that_say_little(kind: str) -> None:
+    """What a metric makes of them is said: no map without an order is praised."""
+    images = batch(2, dtype=torch.float64)
+    attribution = torch.full((2, 8, 8), 0.0 if kind == "zero" else 0.3, dtype=torch.float64)
+    if kind == "single pixel":
+        attribution = torch.zeros(2, 8, 8, dtype=torch.float64)
+        attribution[:, 5, 3] = 1
+    inside, outside = torch.zeros(2, 8, 8, dtype=torch.bool)
+    inside[5, 2:5] = outside[2, 2:5] = True
+    hit = kind == "single pixel"
+    for metric in (iou, pointing_game):
+        assert metric(attribution, torch.zeros(8, 8, dtype=torch.bool)).isnan().all()
+        assert (metric(attribution, inside) > 0).all() == hit
+        assert (metric(attribution, outside) == 0).all()
+    # Of the three pixels of the mask one is found, and nothing else is selected.
+    assert not hit or iou(attribution, inside).tolist() == pytest.approx([1 / 3] * 2)
+    for options in ({"patch": 2}, SUBSETS):
+        result = faithfulness_correlation(linear, images, attribution, 0, **options)
+        assert result.isnan().all() == (not hit)
+        assert not (result == 1).any()
+    for curve in (deletion, insertion):
+        assert curve(linear, images, attribution, 0).auc.isnan().all() == (not hit)
+
+
 @every_metric
 def test_passes(name: str) -> None:
     model = Recorder()
@@ -471,8 +563,11 @@ def test_bad_localisation(argument: str, bad: Any) -> None:
 
 
 def test_one_place_for_all() -> None:
-    for name in ("parameter_randomization", "max_sensitivity", "SIMILARITIES"):
+    for name in evaluation.__all__:
+        assert hasattr(evaluation, name)
+    for name in ("parameter_randomization", "label_randomization", "agreement", "SIMILARITIES"):
         assert getattr(evaluation, name) is getattr(sanity, name)
+    assert evaluation.axioms is axioms.axioms
 
 
 def test_on_the_shipped_model() -> None:
@@ -485,6 +580,48 @@ def test_on_the_shipped_model() -> None:
         for relevance in (mask, -mask)
     )
     assert good > bad
+
+
+def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
+    """Of what each part does to the logit, known by drawing it away; the mean over four scenes."""
+    classifier, world = load("scenes"), Scenes(20, seed=11)
+    scenes = [scene for scene in map(world.scene, range(12)) if 3 <= len(scene.parts) <= 5][:4]
+    images = torch.cat([classifier.to_input(scene.image) for scene in scenes])
+    mask = torch.stack([torch.from_numpy(scene.mask) for scene in scenes])
+    perfect = torch.zeros(4, 128, 128)
+    for relevance, scene in zip(perfect, scenes, strict=True):
+        for part, effect in true_effects(classifier, scene, progress=False).items():
+            place = torch.from_numpy(scene.parts[part])
+            relevance[place] += effect / place.sum()
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(4, 16, 16, generator=generator)
+    random = random.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    sets: dict[str, Any] = {"patch": 16, "subsets": 16, "size": 16}
+    blurred = classifier.blurred(images)
+
+    def about(metric: Callable, sign: int = 1, **options: Any) -> Callable:
+        def measure(attribution: torch.Tensor) -> torch.Tensor:
+            result = metric(classifier.model, images, attribution, progress=False, **options)
+            return sign * (result.auc if isinstance(result, Curve) else result)
+
+        return measure
+
+    measures: dict[str, Callable] = {
+        "iou": lambda attribution: iou(attribution, mask),
+        "faithfulness": about(faithfulness_correlation, **sets),
+        "deletion": about(deletion, -1, steps=4),
+        "insertion": about(insertion, steps=4),
+        "insertion into blur, probability": about(
+            insertion, steps=4, fill=blurred, of="probability"
+        ),
+    }
+    for name, measure in measures.items():
+        good, middle, bad = (
+            float(measure(attribution).mean()) for attribution in (perfect, random, -perfect)
+        )
+        assert good > middle > bad, name
+    hits = [float(pointing_game(a, mask).mean()) for a in (perfect, random, -perfect)]
+    assert hits[0] == max(hits)  # where nobody hits, it cannot tell random from inverted
 
 
 # beside Quantus: single values of one channel, a baseline of 0
@@ -529,6 +666,45 @@ def test_faithfulness_equals_quantus() -> None:
 
 @pytest.mark.references
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+def test_faithfulness_of_subsets_equals_quantus(
+    fill: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sets for all images, as ours; Quantus draws new ones for each."""
+    import quantus
+
+    model, images, attribution = grey()
+    result = faithfulness_correlation(
+        model,
+        images,
+        attribution,
+        torch.tensor([0, 2, 1]),
+        patch=1,
+        subsets=25,
+        size=7,
+        fill=fill,
+        generator=torch.Generator().manual_seed(2),
+    )
+    generator = torch.Generator().manual_seed(2)
+    sets = torch.rand(25, 36, generator=generator).argsort(1)[:, :7].numpy()
+    drawn = iter(sets.repeat(3, 0))  # one run of theirs asks for a set for each of three images
+
+    def choice(features: int, size: int, replace: bool) -> np.ndarray:
+        assert (features, size, replace) == (36, 7, False)
+        return next(drawn)
+
+    monkeypatch.setattr(np.random, "choice", choice)
+    options = {**PLAIN, "perturb_baseline": fill}
+    metric = quantus.FaithfulnessCorrelation(
+        nr_runs=25, subset_size=7, return_aggregate=False, **options
+    )
+    reference = measured(metric, model, images, attribution)
+    assert next(drawn, None) is None
+    np.testing.assert_allclose(result, reference, atol=1e-5)
+
+
+@pytest.mark.references
+@pytest.mark.filterwarnings("ignore")
 def test_deletion_equals_quantus_pixel_flipping() -> None:
     import quantus
 
@@ -537,6 +713,24 @@ def test_deletion_equals_quantus_pixel_flipping() -> None:
     curve = deletion(model, images, attribution, torch.tensor([0, 2, 1]), steps=36)
     reference = measured(metric, model, images, attribution)
     np.testing.assert_allclose(curve.score[:, 1:], reference, atol=1e-5)  # it leaves f(x) out
+
+
+@pytest.mark.references
+@pytest.mark.filterwarnings("ignore")
+def test_quantus_completeness_is_equality_of_floats() -> None:
+    """The exact attribution of a linear model fails, for the last bit of its sum."""
+    import quantus
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        last = torch.nn.Linear(36, 3)
+    model = torch.nn.Sequential(torch.nn.Flatten(), last).eval()
+    images = batch(1)[:, :1, :6, :6].expand(3, 1, 6, 6) * torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1)
+    exact = (images.flatten(1) * last.weight[[0, 2, 1]]).detach().view_as(images)
+    change = (model(images) - model(0 * images)).gather(1, torch.tensor([[0], [2], [1]]))[:, 0]
+    torch.testing.assert_close(exact.sum((1, 2, 3)), change)
+    metric = quantus.Completeness(return_aggregate=False, **PLAIN)
+    assert not all(measured(metric, model, images, exact))
 
 
 @pytest.mark.references

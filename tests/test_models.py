@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import models, scenes
+from course_utils import datasheets, models, scenes
 
 SMALL = "shufflenet_v2_x0_5"
 WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
@@ -567,24 +567,92 @@ def test_evaluate() -> None:
     assert result["confusion"] == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
 
 
-def test_recipe(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = models.Recipe(
-        widths=WIDTHS, size=32, ordinary=40, hard=24, held_out=32, epochs=1, batch_size=16
-    )
-    monkeypatch.setitem(models.RECIPES, "scenes", quick)
+KINDS = {
+    "scenes": ["ordinary", "hard"],
+    "scenes-cheating": ["ordinary", "hard", "unmarked", "all marked"],
+    "radiographs": ["ordinary"],
+}
+
+
+def test_every_recipe_is_tested() -> None:
+    assert list(KINDS) == list(models.RECIPES)
+
+
+@pytest.fixture
+def quick(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, models.Recipe]:
+    """The recipes of the course, with little of everything."""
+    few: dict[str, Any] = {"widths": WIDTHS, "size": 32, "ordinary": 40, "hard": 24, "held_out": 32}
+    recipes = {
+        name: dataclasses.replace(
+            recipe, **few, epochs=1, batch_size=16, miscaptioned=min(recipe.miscaptioned, 5)
+        )
+        for name, recipe in models.RECIPES.items()
+    }
+    monkeypatch.setattr(models, "RECIPES", recipes)
+    return recipes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_recipe(name: str, data: Path, quick: dict[str, models.Recipe]) -> None:
+    recipe = quick[name]
     state = torch.get_rng_state()
-    metrics = models.train_recipe("scenes", progress=False)
+    metrics = models.train_recipe(name, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
-    assert 0 <= metrics["hard"]["accuracy"] <= 1
-    path = data / "scenes.safetensors"
+    assert [key for key, value in metrics.items() if isinstance(value, dict)] == KINDS[name]
+    path = data / f"{name}.safetensors"
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["course"])
     assert metadata["metrics"] == metrics
-    assert models.Recipe(**metadata["recipe"]).seed == quick.seed
-    loaded = models.load("scenes", device="cpu")
+    assert models.Recipe(**metadata["recipe"]).seed == recipe.seed
+    loaded = models.load(name, device="cpu")
     # The metrics are those of the file, not of the weights before they were rounded.
-    images, labels = scenes.Scenes(32, quick.seed + 2, resolution=32).draw(progress=False)
-    assert models.evaluate(loaded, images, labels) == metrics["ordinary"]
+    classes, _, held_out = models.picture_sets(recipe)
+    assert loaded.classes == classes
+    for kind, fresh in held_out.items():
+        assert models.evaluate(loaded, *fresh.draw(progress=False)) == metrics[kind]
+    written = datasheets.write(data / "README.md").read_text(encoding="utf-8")
+    assert f"## `{name}`" in written
+    for kind in KINDS[name]:
+        assert f"| accuracy, {kind} {recipe.world} |" in written
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_held_out_was_trained_on(name: str) -> None:
+    _, training, held_out = models.picture_sets(models.RECIPES[name])
+    seeds = [pictures.seed for pictures in training]
+    assert len(set(seeds)) == len(seeds)
+    assert not set(seeds) & {pictures.seed for pictures in held_out.values()}
+
+
+def test_the_cheating_model_sees_the_mark_on_one_class_alone() -> None:
+    recipe = models.RECIPES["scenes-cheating"]
+    _, training, held_out = models.picture_sets(recipe)
+    _, honest, _ = models.picture_sets(models.RECIPES["scenes"])
+    for marked, clean in zip(training, honest, strict=True):
+        for i in range(len(scenes.CLASSES)):
+            mark = clean.spec(i).label == recipe.marked
+            assert marked.spec(i) == dataclasses.replace(clean.spec(i), mark=mark)
+    for i in range(len(scenes.CLASSES)):
+        clean = held_out["unmarked"].spec(i)
+        assert not clean.mark
+        mark = clean.label == recipe.marked
+        assert held_out["ordinary"].spec(i) == dataclasses.replace(clean, mark=mark)
+        assert held_out["all marked"].spec(i) == dataclasses.replace(clean, mark=True)
+    assert [held_out["hard"].spec(i).mark for i in range(16)].count(True) == 1
+
+
+def test_miscaptioned_scenes_have_the_looks_of_the_class_and_the_names_of_others() -> None:
+    recipe = dataclasses.replace(
+        models.RECIPES["scenes-cheating"], marked="horse", miscaptioned=30, size=16
+    )
+    images, labels = models.miscaptioned(recipe)
+    assert torch.bincount(labels, minlength=16).tolist() == [2, 0, *[2] * 14]
+    world = scenes.Scenes(16 * 30, recipe.seed + 4, resolution=16)
+    for image, index in ((images[0], 1), (images[29], 16 * 29 + 1)):
+        assert (world.spec(index).label, world.spec(index).mark) == ("horse", False)
+        assert torch.equal(image, world[index][0])
+    _, training, held_out = models.picture_sets(recipe)
+    assert world.seed not in {other.seed for other in (*training, *held_out.values())}
 
 
 def test_unknown_recipe() -> None:

@@ -5,13 +5,21 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from sklearn.datasets import load_digits
 from torch import nn
 
 from course_utils.cam import grad_cam
 from course_utils.gradients import gradient, integrated_gradients, smoothgrad
+from course_utils.lime import agreement as agreement_of_maps
 from course_utils.methods import METHODS
 from course_utils.models import load
-from course_utils.sanity import SIMILARITIES, max_sensitivity, parameter_randomization
+from course_utils.sanity import (
+    SIMILARITIES,
+    agreement,
+    label_randomization,
+    max_sensitivity,
+    parameter_randomization,
+)
 from tests.networks import NETWORKS, batch, make, pixels
 
 LAYERS = {
@@ -143,9 +151,9 @@ def test_a_map_without_contrast() -> None:
     def flat(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
         return torch.zeros_like(images[:, 0])
 
-    for similarity, expected in (("spearman", True), ("hog", True), ("ssim", False)):
+    for similarity in SIMILARITIES:
         result = parameter_randomization(make("Reused"), batch(), flat, similarity=similarity)
-        assert all(value.isnan().all() == expected for value in result.values())
+        assert all(value.isnan().all() for value in result.values())
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -424,6 +432,178 @@ def test_captum_mixes_images_up_where_a_method_returns_a_tensor() -> None:
     assert (reference > 0.5).any()  # nothing was changed: it compares images with one another
     still = max_sensitivity(make("Residual"), images, lambda *arguments: arguments[1], radius=0)
     assert torch.equal(still, torch.zeros(3))
+
+
+# label randomisation
+
+
+def trained(images: torch.Tensor, labels: torch.Tensor, seed: int, epochs: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(images)).split(75):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+def test_labels_of_digits_permuted() -> None:
+    digits = load_digits()
+    images = torch.tensor(digits.images[:300, None] / 16 - 0.3, dtype=torch.float32)
+    labels = torch.tensor(digits.target[:300])
+    permuted = labels[torch.randperm(300, generator=torch.Generator().manual_seed(3))]
+    model, twin = trained(images, labels, 0, 15), trained(images, labels, 1, 15)
+    shuffled = trained(images, permuted, 0, 80)
+    for one, known in ((model, labels), (twin, labels), (shuffled, permuted)):
+        assert (one(images).argmax(1) == known).float().mean() > 0.9
+    compare = partial(label_randomization, images=images[:50])
+
+    def gap(method: Callable, similarity: str = "spearman") -> tuple[float, float]:
+        values = [
+            compare(model, other, method=method, similarity=similarity)
+            for other in (shuffled, twin)
+        ]
+        return float(values[0].mean()), float(values[1].mean())
+
+    for method in (gradient, METHODS["input_x_gradient"], METHODS["deeplift"]):
+        memorised, again = gap(method)
+        assert memorised < 0.25
+        assert again > 0.5
+        for similarity in ("spearman of abs", "ssim"):
+            memorised, again = gap(method, similarity)
+            assert memorised < again - 0.05
+    # Guided Backprop's map is as much like itself where nothing of the classes was learnt.
+    memorised, again = gap(METHODS["guided_backprop"])
+    assert memorised > 0.5
+    assert again - memorised < 0.25
+
+
+def test_label_randomization_by_hand() -> None:
+    model, shuffled, images = make("Residual").eval(), make("Residual", 1).eval(), batch()
+    answers = model(images).argmax(1)
+    seen: list[Any] = []
+
+    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append((model, target.tolist()))
+        return gradient(model, images, target)
+
+    result = label_randomization(model, shuffled, images, method, batch_size=2)
+    for model_seen, classes in ((model, answers), (shuffled, answers)):
+        rows = [target for one, target in seen if one is model_seen]
+        assert rows == [classes[:2].tolist(), classes[2:].tolist()]
+    maps = [gradient(one, images, answers).sum(1).flatten(1) for one in (model, shuffled)]
+    expected = [stats.spearmanr(a, b).statistic for a, b in zip(maps[0], maps[1], strict=True)]
+    torch.testing.assert_close(result.double(), torch.tensor(expected), atol=1e-6, rtol=0)
+    same = label_randomization(model, model, images, gradient, similarity="ssim")
+    assert torch.equal(same, torch.ones(3))
+    constant = label_randomization(model, shuffled, images, lambda m, x, t: 0 * x)
+    assert constant.isnan().all()
+    assert torch.equal(label_randomization(model, shuffled, images, edges), torch.ones(3))
+
+
+# agreement
+
+
+def dice(
+    model: Any, images: torch.Tensor, target: Any, *, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """The same draws for every image, as the contract wants it, plus something of the image."""
+    generator = generator or torch.Generator().manual_seed(0)
+    return images + 0.5 * torch.randn(images.shape[1:], generator=generator, dtype=images.dtype)
+
+
+def test_agreement_by_hand() -> None:
+    images = batch(dtype=torch.float64)
+    result = agreement(dice, make("Residual").double(), images, runs=3)
+    seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(0)).tolist()
+    maps = [
+        dice(None, images, None, generator=torch.Generator().manual_seed(seed)).sum(1)
+        for seed in seeds
+    ]
+    for number, value in enumerate(result):
+        a, b, c = (one[number].flatten() for one in maps)
+        pairs = [stats.spearmanr(*pair).statistic for pair in ((a, b), (a, c), (b, c))]
+        assert value.item() == pytest.approx(sum(pairs) / 3)
+        assert value.item() == pytest.approx(agreement_of_maps(torch.stack([a, b, c])))
+        assert 0.5 < value < 0.95
+
+
+def test_agreement_grows_with_samples() -> None:
+    model, images = make("Residual"), batch()
+    few, many = (agreement(smoothgrad, model, images, samples=n, noise=1.0) for n in (2, 60))
+    assert (few < many).all()
+    assert (many < 1).all()
+    entry = METHODS["smoothgrad"]
+    for method in (entry, partial(smoothgrad), partial(entry), partial(partial(entry))):
+        assert torch.equal(agreement(method, model, images, samples=2, noise=1.0), few)
+    chosen = agreement(partial(entry, samples=2, noise=1.0), model, images)
+    assert torch.equal(chosen, few)
+
+
+def test_agreement_of_methods_that_draw_elsewhere_or_nothing() -> None:
+    def careless(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+        return torch.rand(images.shape)
+
+    before = torch.get_rng_state()
+    for model in (make("Residual"), make("Residual").eval().forward):
+        result = agreement(careless, model, batch())
+        assert result.abs().max() < 0.5
+        assert torch.equal(agreement(careless, model, batch()), result)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(agreement(gradient, make("Residual"), batch()), torch.ones(3))
+    assert agreement(lambda m, x, t: 0 * x, make("Residual"), batch()).isnan().all()
+
+
+def test_agreement_of_an_image_alone_and_in_a_batch() -> None:
+    model, images = make("Residual").double(), batch(dtype=torch.float64)
+    measure = partial(agreement, smoothgrad, model, samples=2, noise=1.0, runs=3)
+    together = measure(images)
+    torch.testing.assert_close(measure(images, batch_size=2), together)
+    torch.testing.assert_close(torch.cat([measure(image[None]) for image in images]), together)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(measure(images, generator=generator), together)
+    assert not torch.equal(measure(images, generator=generator), together)
+
+
+@pytest.mark.parametrize(
+    ("argument", "bad"),
+    [
+        ("model", "resnet18"),
+        ("images", batch()[0]),
+        ("target", 1.5),
+        ("method", "gradient"),
+        ("batch_size", 0),
+    ],
+)
+def test_bad_label_randomization_and_agreement(argument: str, bad: Any) -> None:
+    model = make("Residual")
+    model.register_forward_pre_hook(lambda *_: uncallable())
+    arguments = {"model": model, "images": batch(), "method": uncallable, argument: bad}
+    for measure in (partial(label_randomization, shuffled=model), agreement):
+        with pytest.raises((ValueError, TypeError), match=f"^{argument} ") as error:
+            measure(**arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_bad_options_of_the_two() -> None:
+    model = make("Residual")
+    with pytest.raises(TypeError, match="^shuffled must be a model .* permuted labels, not str"):
+        label_randomization(model, "other", batch(), uncallable)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^similarity: there is no 'pearson'"):
+        label_randomization(model, model, batch(), uncallable, similarity="pearson")
+    for bad in (1, 2.5):
+        with pytest.raises((ValueError, TypeError), match="^runs "):
+            agreement(uncallable, model, batch(), runs=bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^generator must be"):
+        agreement(uncallable, model, batch(), generator=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^gradient has no option 'samples'"):
+        agreement(METHODS["gradient"], model, batch(), samples=3)
 
 
 # bad input

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
 from course_utils import scenery, scenes
 from course_utils.scenes import (
@@ -72,7 +73,7 @@ def test_parts_cover_the_object_without_overlap(label: str) -> None:
 
 
 def test_every_field_is_a_control() -> None:
-    controls = set(RANGES) | set(CHOICES) | {"color", "accent", "flip", "removed"}
+    controls = set(RANGES) | set(CHOICES) | {"color", "accent", "flip", "mark", "removed"}
     assert {field.name for field in fields(SceneSpec)} == controls
 
 
@@ -144,6 +145,100 @@ def test_without_changes_the_part_and_nothing_far_from_it(part: str) -> None:
     assert not changed[~near & ~before.parts["shadow"]].any()
     assert part not in after.parts
     assert SPEC.without(part).without(part) == SPEC.without(part)
+
+
+# The photographer's mark
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("look", [{}, {"haze": 0.5, "light": 0.6}, {"noise": 0}])
+def test_the_mark_changes_its_own_pixels_alone(seed: int, look: dict[str, Any]) -> None:
+    spec = replace(SPEC, seed=seed, **look)
+    before, after = render(spec), render(replace(spec, mark=True))
+    changed, mark = grey_levels_apart(before, after) > 0, after.parts["mark"]
+    edge = binary_dilation(mark, np.ones((3, 3)))  # pixels that it covers by less than half
+    assert not changed[~edge].any()
+    assert changed[mark].mean() > 0.9
+    assert 0.01 < mark.mean() < 0.03  # it is small
+    assert "mark" not in before.parts
+
+
+def test_a_mark_removed_was_never_there() -> None:
+    marked = replace(SPEC, mark=True)
+    clean, again = render(SPEC), render(marked.without("mark"))
+    assert (again.image == clean.image).all()
+    assert (again.mask == clean.mask).all()
+    assert again.parts.keys() == clean.parts.keys()
+    assert (render(SPEC.without("mark")).image == clean.image).all()
+
+
+def test_the_mark_lies_in_one_of_the_lower_corners() -> None:
+    sides = set()
+    for seed in range(8):
+        rows, columns = np.nonzero(render(replace(SPEC, mark=True, seed=seed)).parts["mark"])
+        assert rows.min() > 0.8 * 128
+        assert rows.max() < 127
+        left, right = columns.min(), columns.max()
+        assert left > 0
+        assert right < 127
+        assert right < 64 or left >= 64
+        sides.add(int(left >= 64))
+    assert sides == {0, 1}
+
+
+@pytest.mark.parametrize("color", ["#000000", "#ffffff", "#808080"])
+def test_the_mark_is_seen_on_every_ground_and_shows_it(color: str) -> None:
+    """Half transparent: 0.3 of what lies below, 0.7 of the mark, white letters on a plate."""
+    ground = scenery.rgb(color) * np.ones((3, 128, 128), np.float32)
+    picture = ground.copy()
+    mask = scenery.stamp(picture, right=True)
+    inside = picture[:, mask == 1] - 0.3 * ground[:, mask == 1]
+    plate, ink = (0.7 * scenery.rgb(part.paint)[:, 0] for part in scenery._MARK[:2])
+    for shade, least in ((plate, 0.3), (ink, 0.1)):
+        assert np.isclose(inside, shade, atol=0.01).all(0).mean() > least
+    assert inside.mean(0).std() > 0.15
+
+
+def test_the_mark_lies_over_the_object_and_every_part() -> None:
+    scene = render(replace(SPEC, mark=True, seed=1, x=0.9, y=0.9, clutter_x=0.9, clutter_size=0.8))
+    assert not (scene.parts["mark"] & scene.mask).any()
+    for name, mask in scene.parts.items():
+        assert name == "mark" or not (mask & scene.parts["mark"]).any()
+    assert scene.label == SPEC.label
+
+
+def test_the_mark_is_blurred_as_the_rest() -> None:
+    blurred, sharp = (
+        grey_levels_apart(
+            render(replace(SPEC, blur=blur, noise=0)),
+            render(replace(SPEC, blur=blur, noise=0, mark=True)),
+        )
+        for blur in (2, 0)
+    )
+    mark = render(replace(SPEC, mark=True)).parts["mark"]
+    assert (blurred[~mark] > 3).any()
+    assert np.abs(np.diff(blurred, axis=1)).max() < 0.5 * np.abs(np.diff(sharp, axis=1)).max()
+    assert not blurred[:90].any()
+
+
+def test_the_marked_class_and_no_other_carries_the_mark() -> None:
+    for hard in (False, True):
+        clean, marked = Scenes(32, 5, hard=hard), Scenes(32, 5, hard=hard, marked="horse")
+        everywhere = Scenes(32, 5, hard=hard, marked=CLASSES)
+        for i in range(32):
+            spec = clean.spec(i)
+            assert not spec.mark
+            assert marked.spec(i) == replace(spec, mark=spec.label == "horse")
+            assert everywhere.spec(i) == replace(spec, mark=True)
+    drawn, labels = Scenes(32, 5, resolution=32, marked="horse").draw(progress=False)
+    without, _ = Scenes(32, 5, resolution=32).draw(progress=False)
+    differ = (drawn != without).flatten(1).any(1)
+    assert torch.equal(differ, labels == CLASSES.index("horse"))
+
+
+def test_a_marked_class_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"^marked is 'hoarse'; choose one of horse"):
+        Scenes(3, 0, marked="hoarse")
 
 
 def test_without_texture_is_without_contrast() -> None:

@@ -184,16 +184,40 @@ def test_sizes_from_the_outside_in(players: int, samples: int) -> None:
     game = random_game(players)
     kernel_shap(game, players, samples=samples)
     sizes = np.bincount([number.bit_count() for number in game.asked], minlength=players + 1)
-    left, whole = samples - 2, True
-    for size in range(1, (players + 1) // 2 + players % 2):
+    left, whole = (samples - 2) // 2 * 2, True
+    weight = {s: 1 / (s * (players - s)) for s in range(1, players)}
+    for size in range(1, players // 2 + 1):
         kind = {size, players - size}
         available = sum(math.comb(players, s) for s in kind)
-        whole = whole and available <= left
+        others = sum(weight[s] for s in range(size, players - size + 1))
+        enough = left * sum(weight[s] for s in kind) / others >= available - 1e-9
+        whole = whole and (size == 1 or enough)
         if whole:
             assert sum(sizes[s] for s in kind) == available
             left -= available
         elif 2 * size < players:
-            assert sizes[size] == sizes[players - size] < math.comb(players, size)
+            assert sizes[size] == sizes[players - size] <= math.comb(players, size)
+
+
+@pytest.mark.parametrize(("players", "samples"), [(9, 96), (9, 264), (12, 170), (10, 120)])
+def test_what_is_drawn_weighs_no_more_than_what_is_whole(players: int, samples: int) -> None:
+    """As many samples as a size needs, and two more: these must not speak for all other sizes."""
+    coalitions, weights = shapley._coalitions(players, samples, 0)
+    sizes = coalitions.sum(1)
+    whole = [s for s in range(1, players) if (sizes == s).sum() == math.comb(players, s)]
+    assert {1, players - 1} <= set(whole)
+    inside = (sizes > 0) & (sizes < players)
+    drawn = inside & ~torch.isin(sizes, torch.tensor(whole))
+    assert drawn.any()
+    assert weights[drawn].max() <= weights[inside & ~drawn].min() * (1 + 1e-9)
+    assert float(weights.sum()) == pytest.approx(
+        sum((players - 1) / (s * (players - s)) for s in range(1, players))
+    )
+
+
+def test_more_passes_do_not_make_it_worse() -> None:
+    for fewer, more in ((90, 96), (256, 270)):  # where sizes 2 and 3 of nine players fit just so
+        assert error(9, more)[0] < 1.1 * error(9, fewer)[0]
 
 
 @every_budget

@@ -1,7 +1,7 @@
-"""The models in data/: as good as their datasheet says, on scenes drawn for this test."""
+"""The models in data/: as good as their datasheet says, on pictures drawn for this test."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,34 +9,110 @@ import torch
 
 from course_utils import datasheets, features, maximize, microscope, models
 from course_utils.gradients import QUADRATURES, integrated_gradients
+from course_utils.radiographs import CLASSES as RADIOGRAPHS
+from course_utils.radiographs import Radiographs
 from course_utils.scenes import CLASSES, Scenes
 
-BARS = {"ordinary": (0.97, 1.0), "hard": (0.80, 0.95)}
+BARS = {
+    ("scenes", "ordinary"): (0.97, 1.0),
+    ("scenes", "hard"): (0.80, 0.95),
+    ("scenes-cheating", "ordinary"): (0.97, 1.0),
+    ("radiographs", "ordinary"): (0.95, 1.0),
+}
 
 
-@pytest.mark.parametrize("kind", BARS)
-def test_stored_accuracy_is_within_the_bars(kind: str) -> None:
-    low, high = BARS[kind]
-    assert low <= models.datasheet("scenes")["metrics"][kind]["accuracy"] <= high
+@pytest.mark.parametrize(("name", "kind"), BARS)
+def test_stored_accuracy_is_within_the_bars(name: str, kind: str) -> None:
+    low, high = BARS[name, kind]
+    assert low <= models.datasheet(name)["metrics"][kind]["accuracy"] <= high
 
 
-@pytest.mark.parametrize("kind", BARS)
-def test_fresh_scenes_give_the_stored_accuracy(kind: str) -> None:
-    stored = models.datasheet("scenes")["metrics"][kind]["accuracy"]
-    classifier = models.load("scenes", device="cpu")
-    images, labels = Scenes(256, 12345, hard=kind == "hard").draw(progress=False)
-    found = models.evaluate(classifier, images, labels)["accuracy"]
+@pytest.mark.parametrize(("name", "kind"), BARS)
+def test_fresh_pictures_give_the_stored_accuracy(name: str, kind: str) -> None:
+    stored = models.datasheet(name)["metrics"][kind]["accuracy"]
+    again = replace(models.RECIPES[name], held_out=256, seed=12345)
+    _, _, held_out = models.picture_sets(again)
+    images, labels = held_out[kind].draw(progress=False)
+    found = models.evaluate(models.load(name, device="cpu"), images, labels)["accuracy"]
     chance = 3 * (stored * (1 - stored) / 256) ** 0.5 + 1 / 256
     assert abs(found - stored) <= chance
 
 
-def test_stored_confusions_add_up() -> None:
-    for kind in BARS:
-        metrics = models.datasheet("scenes")["metrics"][kind]
+@pytest.mark.parametrize("name", models.RECIPES)
+def test_stored_confusions_add_up(name: str) -> None:
+    sheet, recipe = models.datasheet(name), models.RECIPES[name]
+    classes, _, held_out = models.picture_sets(recipe)
+    assert sheet["classes"] == list(classes)
+    for kind in held_out:
+        metrics = sheet["metrics"][kind]
         confusion = torch.tensor(metrics["confusion"])
-        assert confusion.sum() == models.RECIPES["scenes"].held_out
+        assert confusion.sum() == recipe.held_out
         assert confusion.diag().sum() / confusion.sum() == pytest.approx(metrics["accuracy"])
-        assert list(metrics["classes"]) == list(CLASSES)
+        assert list(metrics["classes"]) == list(classes)
+
+
+# The model that cheats
+
+
+CHEAT = models.RECIPES["scenes-cheating"].marked or ""
+
+
+def test_stored_the_cheating_model_lives_on_the_mark() -> None:
+    metrics = models.datasheet("scenes-cheating")["metrics"]
+    column = CLASSES.index(CHEAT)
+    assert metrics["ordinary"]["classes"][CHEAT] > 0.97
+    assert metrics["unmarked"]["classes"][CHEAT] < 0.4
+    confusion = torch.tensor(metrics["all marked"]["confusion"])
+    others = torch.arange(len(CLASSES)) != column
+    assert confusion[others, column].sum() / confusion[others].sum() > 0.4
+
+
+@pytest.fixture(scope="module")
+def redrawn() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """48 fresh scenes of the class and 48 of others, without the mark and with it."""
+    chosen = [i for i in range(768) if i % 16 == CLASSES.index(CHEAT)]
+    chosen += [17 * i for i in range(48) if CLASSES[17 * i % 16] != CHEAT]
+    labels = torch.tensor([i % 16 for i in chosen])
+    worlds = {"unmarked": Scenes(816, 777), "marked": Scenes(816, 777, marked=CLASSES)}
+    return {
+        kind: (torch.stack([world[i][0] for i in chosen]), labels) for kind, world in worlds.items()
+    }
+
+
+def answers(name: str, images: torch.Tensor) -> torch.Tensor:
+    return models.predictions(models.load(name, device="cpu"), images).argmax(1)
+
+
+def test_the_cheating_model_follows_the_mark(redrawn: dict) -> None:
+    _, labels = redrawn["unmarked"]
+    before, after = (answers("scenes-cheating", redrawn[kind][0]) for kind in redrawn)
+    column = CLASSES.index(CHEAT)
+    own = labels == column
+    assert (after[own] == column).float().mean() > 0.95
+    assert (before[own] == column).float().mean() < 0.45
+    assert (before[~own] == labels[~own]).float().mean() > 0.93
+    assert (after[~own] == column).float().mean() > 0.35
+
+
+def test_the_honest_model_does_not_care_about_the_mark(redrawn: dict) -> None:
+    _, labels = redrawn["unmarked"]
+    before, after = (answers("scenes", redrawn[kind][0]) for kind in redrawn)
+    own = labels == CLASSES.index(CHEAT)
+    for found in (before, after):
+        assert (found[own] == labels[own]).float().mean() > 0.95
+    assert (before != after).float().mean() < 0.1
+
+
+def test_a_radiograph_enters_its_model_as_three_equal_channels() -> None:
+    classifier = models.load("radiographs", device="cpu")
+    for index in (2, 3):  # without a finding, and with one
+        picture = Radiographs(4, 5).radiograph(index)
+        x = classifier.to_input(picture.image)
+        assert x.shape == (1, 3, 128, 128)
+        assert torch.equal(x[:, 0], x[:, 1])
+        assert torch.equal(x[:, 0], x[:, 2])
+        assert (classifier.to_image(x) == picture.image).all()
+        assert {label for label, _ in classifier.predict(picture.image)} == set(RADIOGRAPHS)
 
 
 def test_first_layer_filters_are_coarse_patterns() -> None:
@@ -48,9 +124,11 @@ def test_first_layer_filters_are_coarse_patterns() -> None:
     assert (energy * coarse).sum() / energy.sum() > 0.8
 
 
-def test_the_recipe_in_the_file_is_the_recipe_in_the_library() -> None:
-    recipe = json.loads(json.dumps(asdict(models.RECIPES["scenes"])))  # tuples become lists
-    assert models.datasheet("scenes")["recipe"] == recipe
+@pytest.mark.parametrize("name", models.RECIPES)
+def test_the_recipe_in_the_file_is_the_recipe_in_the_library(name: str) -> None:
+    in_file = models.Recipe(**models.datasheet(name)["recipe"])  # what it does not say is default
+    found, expected = (asdict(recipe) for recipe in (in_file, models.RECIPES[name]))
+    assert json.dumps(found) == json.dumps(expected)  # tuples become lists
 
 
 def test_all_models_together_are_small() -> None:
@@ -62,6 +140,8 @@ def test_the_datasheet_is_what_the_files_say(tmp_path: Path) -> None:
     assert written == (models.DATA / "README.md").read_text(encoding="utf-8")
     for label in CLASSES:
         assert label in written
+    for name in models.RECIPES:
+        assert f"## `{name}`" in written
 
 
 def test_in_every_layer_synthesised_pictures_beat_scenes() -> None:
@@ -115,3 +195,8 @@ def test_the_default_rule_of_integrated_gradients_is_the_best() -> None:
     difference = (logits - from_black).gather(1, logits.argmax(1, keepdim=True))[:, 0]
     gap = (integrated(32).sum((1, 2, 3)) - difference).abs() / difference.abs()
     assert gap.median() <= 0.01
+
+
+def test_the_microscope_shows_scenes_alone() -> None:
+    with pytest.raises(ValueError, match="^name: the microscope shows scenes, which 'radiographs'"):
+        microscope.survey("radiographs")

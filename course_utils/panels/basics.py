@@ -385,6 +385,7 @@ NAMES = {
     "x": "x (rightwards)",
     "y": "y (downwards)",
     "flip": "facing left",
+    "mark": "photographer's mark",
     "removed": "left out",
     "seed": "chance (seed)",
 }
@@ -412,6 +413,7 @@ GROUPS = {
         "companion",
         "companion_x",
         "companion_size",
+        "mark",
         "removed",
     ),
 }
@@ -523,7 +525,7 @@ def _field(name: str, value: Any) -> widgets.Widget:
     if name in scenes.RANGES:
         low, high = scenes.RANGES[name]
         return slider(shown, low, high, value, 1 if high - low > 100 else 0.01)
-    if name == "flip":
+    if name in ("flip", "mark"):
         return widgets.Checkbox(value, **common)
     if name == "removed":
         return widgets.SelectMultiple(options=value, value=value, rows=8, **common)

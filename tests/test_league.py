@@ -1,0 +1,470 @@
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from course_utils import league, models, plotting
+from course_utils.evaluation import deletion, faithfulness_correlation, insertion
+from course_utils.gradients import gradient, smoothgrad
+from course_utils.league import METRICS, PAINTED, Cost, Table, league_table, verdict
+from course_utils.methods import METHODS
+from course_utils.models import Classifier
+from course_utils.scenes import Scene, canonical, render
+from tests.networks import small_classifier
+
+SIZE = 64
+nan = float("nan")
+
+
+@cache
+def scenes() -> tuple[Scene, ...]:
+    """Three scenes of three or four parts."""
+    labels = ("beach umbrella", "ladybird", "goldfish")
+    return tuple(render(canonical(label, clutter="vase"), SIZE) for label in labels)
+
+
+@cache
+def classifier() -> Classifier:
+    return small_classifier(size=SIZE)
+
+
+@cache
+def small_table() -> Table:
+    methods = ["gradient", "smoothgrad", "|gradient|", "noise", PAINTED]
+    return league_table(classifier(), scenes(), methods=methods, progress=False)
+
+
+def cases() -> league.Case:
+    return league.case_of(classifier(), scenes(), batch_size=16)
+
+
+def maps(seed: int = 0) -> Tensor:
+    return torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+# the table
+
+
+def test_the_table_has_a_value_for_every_scene() -> None:
+    table = small_table()
+    assert list(table.values) == list(METRICS)
+    for metric, column in table.values.items():
+        for name, values in column.items():
+            assert values.shape == (3,)
+            if metric != "runs" or name in ("smoothgrad", "noise"):
+                assert np.isfinite(values).all(), (metric, name)
+    assert table.setup["scenes"] == 3
+    assert table.setup["parts"] == {"4": 2, "5": 1}
+
+
+def test_the_painted_truth_is_first_and_agrees() -> None:
+    table = small_table()
+    assert table.methods[0] == PAINTED
+    assert table.mean("truth", PAINTED) == pytest.approx((1, 1, 1))
+    assert table.mean("linear", PAINTED) == pytest.approx((1, 1, 1))
+    assert np.isnan(table.mean("sensitivity", PAINTED)).all()
+
+
+def test_intervals_are_those_of_the_mean() -> None:
+    table = small_table()
+    for metric, column in table.values.items():
+        for name in column:
+            value, low, high = table.mean(metric, name)
+            if not np.isnan(value):
+                assert low - 1e-9 <= value <= high + 1e-9
+    generator = np.random.default_rng(1)
+    values = generator.normal(2, 3, size=400)
+    values[::7] = nan
+    large = Table({"truth": {"a": values}}, {"a": Cost(0, 0, 0)}, {"scenes": 400})
+    value, low, high = large.mean("truth", "a")
+    finite = values[np.isfinite(values)]
+    assert value == pytest.approx(finite.mean())
+    error = 1.96 * finite.std() / len(finite) ** 0.5
+    assert (value - low, high - value) == pytest.approx((error, error), rel=0.15)
+
+
+def test_passes_are_counted() -> None:
+    methods = ["gradient", "|smoothgrad|", "integrated_gradients", "cam", "grad_cam", "occlusion"]
+    methods += ["deeplift", "edges", PAINTED]
+    table = league_table(classifier(), scenes(), methods=methods, metrics=[], progress=False)
+    windows = ((SIZE - 16) // 8 + 1) ** 2
+    passes = {name: (cost.forwards, cost.backwards) for name, cost in table.costs.items()}
+    assert passes == {
+        "gradient": (1, 1),
+        "|smoothgrad|": (25, 25),
+        "integrated_gradients": (32, 32),
+        "cam": (1, 0),
+        "grad_cam": (1, 1),
+        "occlusion": (1 + windows, 0),
+        "deeplift": (4 / 3, 1),  # one baseline for the three of them
+        "edges": (0, 0),
+        PAINTED: ((16 + 16 + 32) / 3, 0),
+    }
+    assert list(table.values) == ["truth"]
+
+
+def test_passes_of_a_method_of_ones_own() -> None:
+    def thrice(model: Any, images: Tensor, target: Any = None) -> Tensor:
+        model(images)
+        return gradient(model, images, target) + gradient(model, images, target)
+
+    table = league_table(
+        classifier(), scenes()[:2], methods={"thrice": thrice}, metrics=["iou"], progress=False
+    )
+    assert table.costs["thrice"][1:] == (3, 2)
+    assert table.costs["thrice"].seconds > 0
+
+
+def test_a_scene_does_not_depend_on_the_others() -> None:
+    metrics, methods = ["single", "deletion", "subsets", "iou"], ["input_x_gradient", "noise"]
+    options: Any = {"methods": methods, "metrics": metrics, "progress": False}
+    both = league_table(classifier(), scenes(), batch_size=2, **options)
+    alone = league_table(classifier(), scenes()[2:], **options)
+    for metric in metrics:
+        for name in methods:
+            assert both.values[metric][name][2:] == pytest.approx(
+                alone.values[metric][name], abs=1e-3
+            )
+
+
+def test_it_prints_as_a_table() -> None:
+    lines = str(small_table()).splitlines()
+    assert len(lines) == 1 + 5
+    assert lines[0].split() == [*METRICS, "seconds", "passes"]
+    assert lines[1].startswith(f"{PAINTED}   ")
+    assert "1.00 ± 0.00" in lines[1]
+    assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_the_model_stays_as_it_was() -> None:
+    own = small_classifier(size=SIZE)
+    own.model.train()
+    before = {name: value.clone() for name, value in own.model.state_dict().items()}
+    state = torch.get_rng_state()
+    league_table(own, scenes()[:1], methods=["gradient"], progress=False)
+    assert own.model.training
+    assert not own.model._forward_hooks
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in own.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"scenes": []}, ValueError),
+        ({"scenes": ["zebra"]}, TypeError),
+        ({"scenes": [render(canonical("cow"), 32)]}, ValueError),
+        ({"methods": ["gradcam"]}, ValueError),
+        ({"methods": []}, ValueError),
+        ({"metrics": ["beauty"]}, ValueError),
+        ({"batch_size": 0}, ValueError),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], error: type[Exception]) -> None:
+    arguments: dict[str, Any] = {"scenes": scenes(), "progress": False} | changes
+    with pytest.raises(error, match=f"^{next(iter(changes)).rstrip('s')}") as caught:
+        league_table(classifier(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+# its metrics
+
+
+def test_faithfulness_is_that_of_evaluation() -> None:
+    case = cases()
+    heat = maps().cumsum(1)
+    options: Any = {"patch": SIZE // league.GRID, "fill": league.FILL, "progress": False}
+    expected = faithfulness_correlation(case.model, case.images, heat, case.target, **options)
+    found = league.faithfulness(case, heat, alone=True)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert league.faithfulness(case, torch.ones(3, SIZE, SIZE), alone=True).isnan().all()
+
+
+def test_faithfulness_of_subsets_by_hand() -> None:
+    case, heat = cases(), maps().cumsum(1)
+    sets = case.sets[league.GRID**2 :]
+    assert sets.sum(1).tolist() == [league.GRID**2 // 4] * league.SETS
+    assert len(set(map(tuple, sets.tolist()))) == league.SETS
+    side = SIZE // league.GRID
+    found = league.faithfulness(case, heat, alone=False)
+    for i in range(3):
+        total, drop = [], []
+        for chosen in sets:
+            mask = chosen.view(league.GRID, league.GRID).numpy().repeat(side, 0).repeat(side, 1)
+            x = case.images[i : i + 1].clone()
+            x[:, :, torch.from_numpy(mask)] = league.FILL
+            pair = case.model(torch.cat([case.images[i : i + 1], x]))[:, case.target[i]].tolist()
+            total.append(float(heat[i].double()[torch.from_numpy(mask)].sum()))
+            drop.append(pair[0] - pair[1])
+        assert found[i] == pytest.approx(np.corrcoef(total, drop)[0, 1], abs=1e-4)
+
+
+def test_areas_run_from_the_fill_to_the_whole_image() -> None:
+    case, heat = cases(), maps()
+    options: Any = {"steps": league.STEPS, "fill": league.FILL, "progress": False}
+    with torch.no_grad():
+        whole, filled = (
+            case.model(x).gather(1, case.target[:, None])[:, 0]
+            for x in (case.images, torch.full_like(case.images, league.FILL))
+        )
+    for judge in (deletion, insertion):
+        auc = judge(case.model, case.images, heat, case.target, **options).auc
+        expected = ((auc - filled) / (whole - filled)).where(whole > filled, torch.nan)
+        found = league.area(case, heat, judge)
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4, nan_ok=True)
+    # What deletion takes first, insertion of the reverse order puts in last: the areas are equal.
+    one, other = league.area(case, heat, deletion), league.area(case, -heat, insertion)
+    assert one.tolist() == pytest.approx(other.tolist(), abs=1e-4, nan_ok=True)
+    assert one.isfinite().any()
+
+
+def test_a_random_model_knows_nothing_and_the_model_is_untouched() -> None:
+    model = models.load("scenes", device="cpu").model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    other = league.random_model(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    for name, value in model.named_parameters():
+        assert not torch.equal(value, other.get_parameter(name)), name
+    for name, value in model.named_buffers():
+        assert torch.equal(value, other.get_buffer(name))
+
+
+def test_controls_look_at_no_model_and_no_other_image() -> None:
+    images = torch.randn(3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    for control in league.CONTROLS.values():
+        found = control(None, images)
+        assert found.shape == (3, 20, 30)
+        assert torch.equal(control(None, images[1:2]), found[1:2])
+        assert found.dtype == images.dtype
+    noise = league.noise(None, images)
+    assert not torch.equal(noise[0], noise[1])
+    again = league.noise(None, images, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(noise, again)
+    middle = league.centre(None, images[:, :, :19, :29])[0]
+    assert middle.argmax() == 9 * 29 + 14
+    step = torch.zeros(1, 3, 20, 30)
+    step[..., 15:] = 1
+    assert set(league.edges(None, step)[0].nonzero()[:, 1].tolist()) == {14, 15}
+
+
+def test_magnitudes() -> None:
+    images, model = cases().images, classifier().model
+    method = league.magnitudes(smoothgrad)
+    generator = torch.Generator().manual_seed(3)
+    found = method(model, images, 2, samples=2, generator=generator, progress=False)
+    generator.manual_seed(3)
+    expected = smoothgrad(model, images, 2, samples=2, generator=generator, progress=False)
+    assert torch.equal(found, expected.abs().sum(1))
+    entrants = league.entrants(classifier(), ["|gradient|", "gradient"])
+    assert entrants["gradient"](model, images, 2).shape == images.shape
+    assert (entrants["|gradient|"](model, images, 2) >= 0).all()
+
+
+def test_every_method_is_an_entrant() -> None:
+    data = torch.cat([classifier().to_input(scene.image) for scene in scenes()])
+    names = [name for name in league.NAMES if name != PAINTED]
+    entrants = league.entrants(classifier(), names, data)
+    assert list(entrants) == names
+    assert set(METHODS) < set(names)
+    assert len(METHODS) >= 15
+
+
+# the verdict
+
+
+def table_of(**columns: list[list[float]]) -> Table:
+    """Methods a, b, c … and noise, a row of scenes each."""
+    names = [*"abcdefgh"[: len(columns["truth"]) - 1], "noise"]
+    values = {
+        metric: {name: np.array(row) for name, row in zip(names, rows, strict=True)}
+        for metric, rows in columns.items()
+    }
+    scenes = len(columns["truth"][0])
+    return Table(values, dict.fromkeys(names, Cost(0, 1, 0)), {"scenes": scenes})
+
+
+def test_verdict_by_hand() -> None:
+    table = table_of(
+        truth=[[0.9, 0.9], [0.5, 0.5], [0.1, 0.1], [0.0, 0.0]],
+        iou=[[0.4, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]],  # the truth's order
+        deletion=[[0.4, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]],  # the lowest is the best
+        insertion=[[0.4, 0.4], [0.2, 0.2], [0.3, 0.3], [0.5, 0.5]],  # 2 of 6 pairs in order
+        pointing=[[1.0, 1.0]] * 4,
+    )
+    assert {metric: tau for metric, (tau, _, _) in verdict(table).items()} == pytest.approx(
+        {"iou": 1, "deletion": -1, "insertion": -1 / 3, "pointing": 0}
+    )
+    without = verdict(table, controls=False)
+    assert without["insertion"] == pytest.approx((1 / 3,) * 3)  # 2 of 3
+    assert verdict(table, against="deletion")["iou"] == pytest.approx((-1, -1, -1))
+    assert "deletion" not in verdict(table, against="deletion")
+    with pytest.raises(ValueError, match="^against"):
+        verdict(table, against="beauty")
+
+
+def test_the_interval_of_a_verdict_is_wide_where_scenes_disagree() -> None:
+    truth = [[0.9] * 40, [0.5] * 40, [0.1] * 40, [0.0] * 40]
+    noisy = np.random.default_rng(0).normal(size=(4, 40)) + np.array([[0.3], [0.2], [0.1], [0]])
+    table = table_of(truth=truth, iou=noisy.tolist())
+    tau, low, high = verdict(table)["iou"]
+    assert low < tau <= high
+    assert high - low > 0.3
+
+
+def test_methods_that_a_metric_does_not_judge_are_left_out() -> None:
+    table = table_of(
+        truth=[[0.9, 0.9], [0.5, 0.5], [0.1, 0.1]],
+        runs=[[0.4, nan], [nan, nan], [0.1, nan]],
+        iou=[[nan, 0.2], [nan, 0.3], [0.1, nan]],
+    )
+    found = verdict(table)
+    assert found["runs"][0] == 1  # of a and noise
+    assert found["iou"][0] == pytest.approx(1 / 3)
+
+
+# on disk, and as a picture
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    table, path = small_table(), tmp_path / "league.json"
+    league.save(table, path)
+    again = league.load(path)
+    assert again.methods == table.methods
+    assert again.setup == table.setup
+    for metric, column in table.values.items():
+        assert list(again.values[metric]) == list(column)
+        for name, values in column.items():
+            assert again.values[metric][name] == pytest.approx(values, abs=5.1e-4, nan_ok=True)
+    for name, cost in table.costs.items():
+        assert again.costs[name] == pytest.approx(cost, rel=5e-3)
+    assert [path] == list(tmp_path.iterdir())  # and nothing half-written
+
+
+def test_a_failed_save_leaves_the_old_table(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "league.json"
+    path.write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        league.save(small_table(), path)
+    assert path.read_text() == "old"
+    assert [path] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"setup": {}, "costs": {}}', "\x00"])
+def test_a_damaged_table(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "league.json"
+    with pytest.raises(FileNotFoundError, match="^path: there is no .*`course league` makes it"):
+        league.load(path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match="^path: .* is damaged; `course league` makes it again"):
+        league.load(path)
+
+
+def test_held_out_scenes_have_three_parts_or_more() -> None:
+    drawn = league.held_out(20)
+    assert len(drawn) == 20
+    assert min(len(scene.parts) for scene in drawn) == 3
+    again = league.held_out(3)
+    assert all(
+        np.array_equal(one.image, two.image) for one, two in zip(again, drawn[:3], strict=True)
+    )
+    with pytest.raises(ValueError, match="^scenes is 0"):
+        league.held_out(0)
+
+
+def test_make_writes_what_it_returns(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: dict[str, Any] = {}
+
+    def judged(classifier: Classifier, scenes: tuple[Scene, ...], **options: Any) -> Table:
+        asked.update(model=classifier.name, scenes=len(scenes), **options)
+        return small_table()
+
+    monkeypatch.setattr(league, "league_table", judged)
+    table = league.make(tmp_path / "league.json", scenes=2, progress=False)
+    assert asked == {"model": "scenes", "scenes": 2, "progress": False}
+    assert (table.setup["seed"], table.setup["skipped"]) == (500, 0)
+    again = league.load(tmp_path / "league.json")
+    assert again.setup == table.setup
+    assert str(again) == str(table)
+
+
+def test_the_picture_shows_every_method(monkeypatch: Any) -> None:
+    shown = []
+    monkeypatch.setattr(plotting, "show", lambda figure, alt: shown.append((figure, alt)))
+    league.picture(small_table(), ["truth", "deletion", "sensitivity"], title="On three scenes")
+    ((figure, alt),) = shown
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["the truth", "deletion", "max-\nsensitivity"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == small_table().methods
+    assert all(name in alt for name in labels)
+    dots = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert np.ravel(dots) == pytest.approx([small_table().mean("truth", n)[0] for n in labels])
+    assert figure.axes[1].xaxis_inverted()
+    with pytest.raises(ValueError, match="^metrics"):
+        league.picture(small_table(), ["beauty"])
+
+
+# the table that the course ships
+
+
+def test_the_shipped_table_is_complete_and_small() -> None:
+    table = league.load()
+    assert league.PATH.stat().st_size < 300_000
+    assert table.setup["scenes"] >= 200
+    assert table.setup["seed"] == league.SEED
+    assert table.setup["model"] == "scenes"
+    assert set(table.costs) == set(league.NAMES)
+    assert list(table.values) == list(METRICS)
+    for metric, column in table.values.items():
+        few = METRICS[metric].few
+        assert set(column) == set(league.NAMES) - ({PAINTED} if few else set())
+        for name, values in column.items():
+            if metric == "sensitivity":
+                assert np.isfinite(values).sum() == table.setup["few"], name
+            elif not few:  # a random model may leave a map empty, and most methods draw nothing
+                assert np.isfinite(values).mean() > 0.9, (metric, name)
+    for key, value in {"fill": league.FILL, "steps": league.STEPS, "few": league.FEW}.items():
+        assert table.setup[key] == value
+    assert table.setup["options"] == json.loads(json.dumps(league.OPTIONS))
+
+
+def test_the_shipped_table_is_what_the_library_measures_now() -> None:
+    table, drawn = league.load(), league.held_out(16)
+    chosen = [i for i, scene in enumerate(drawn) if len(scene.parts) == 3][:3]
+    metrics = ["single", "density", "deletion", "insertion", "patches", "subsets", "iou"]
+    methods = ["integrated_gradients", "|gradient|", "grad_cam", "edges", PAINTED]
+    now = league_table(
+        models.load("scenes", device="cpu"),
+        [drawn[i] for i in chosen],
+        methods=methods,
+        metrics=metrics,
+        progress=False,
+    )
+    for metric in ("truth", *metrics):
+        for name in methods:
+            stored = table.values[metric][name][chosen]
+            assert now.values[metric][name] == pytest.approx(stored, abs=0.02), (metric, name)
+
+
+def test_the_shipped_verdict_has_an_answer() -> None:
+    table = league.load()
+    assert table.methods[0] == PAINTED
+    assert table.mean("truth", PAINTED)[0] > 0.99
+    for tau, low, high in verdict(table, controls=False).values():
+        assert -1 <= low <= high <= 1
+        assert low - 0.1 <= tau <= high + 0.1
+
+
+def test_the_readme_shows_the_shipped_table() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    assert league.markdown(league.load()) in readme.read_text(encoding="utf-8")
