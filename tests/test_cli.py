@@ -208,9 +208,10 @@ def test_doctor_finds_a_problem(
     monkeypatch.setattr(cli, check, broken)
     code, printed, _ = run(capsys, "doctor")
     assert code == 1
-    (problem,) = [line for line in printed.splitlines() if line.startswith("PROBLEM")]
-    assert says in problem
-    assert "1 problem above" in printed
+    problems = [line for line in printed.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == (len(models.RECIPES) if check == "_model" else 1)
+    assert says in problems[0]
+    assert f"{len(problems)} problem" in printed
 
 
 def test_doctor_looks_for_every_model_and_for_the_units_of_one() -> None:
