@@ -28,7 +28,7 @@ from course_utils.scenery import (
     smoothstep,
     transform,
 )
-from course_utils.scenes import World, bounding_box, check_choice
+from course_utils.scenes import World, bounding_box, check_choice, check_fields
 
 CLASSES = ("no finding", "consolidation")
 
@@ -127,14 +127,7 @@ class RadiographSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, choices in CHOICES.items():
-            check_choice(field, getattr(self, field), choices)
-        for field, (low, high) in RANGES.items():
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-                raise TypeError(f"{field} is {value!r}; it must be a number from {low} to {high}.")
-            if not low <= value <= high:
-                raise ValueError(f"{field} is {value}; choose a number from {low} to {high}.")
+        check_fields(self, CHOICES, RANGES)
         for field in SWITCHES:
             if not isinstance(getattr(self, field), bool | np.bool_):
                 raise TypeError(f"{field} is {getattr(self, field)!r}; it must be True or False.")

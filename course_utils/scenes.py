@@ -4,7 +4,7 @@ A `SceneSpec` says what is in the picture, `render` draws it, and `replace` or `
 thing and draw it again. What a part truly does to a model is then a subtraction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
@@ -150,14 +150,7 @@ class SceneSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, choices in CHOICES.items():
-            check_choice(field, getattr(self, field), choices)
-        for field, (low, high) in RANGES.items():
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-                raise TypeError(f"{field} is {value!r}; it must be a number from {low} to {high}.")
-            if not low <= value <= high:
-                raise ValueError(f"{field} is {value}; choose a number from {low} to {high}.")
+        check_fields(self, CHOICES, RANGES)
         for field in ("color", "accent"):
             try:
                 ImageColor.getrgb(getattr(self, field))
@@ -205,6 +198,22 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = get_close_matches(str(value), choices, n=3, cutoff=0.5) or choices
         raise ValueError(f"{field} is {value!r}; choose one of {', '.join(near)}.")
+
+
+def check_fields(
+    spec: object,
+    choices: Mapping[str, tuple[str, ...]],
+    ranges: Mapping[str, tuple[float, float]],
+) -> None:
+    """ValueError or TypeError that names the field of a spec which is none of what it may be."""
+    for field, names in choices.items():
+        check_choice(field, getattr(spec, field), names)
+    for field, (low, high) in ranges.items():
+        value = getattr(spec, field)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{field} is {value!r}; it must be a number from {low} to {high}.")
+        if not low <= value <= high:
+            raise ValueError(f"{field} is {value}; choose a number from {low} to {high}.")
 
 
 def canonical(label: str, **changes: object) -> SceneSpec:

@@ -11,6 +11,7 @@ from skimage.filters import sobel
 
 from course_utils import evaluation, gradients, methods, models, panels, scenes
 from course_utils.panels import Panel, judges
+from course_utils.panels.base import looker
 from tests.networks import small_classifier
 
 PANELS = ("deletion_insertion", "cascading_randomization", "side_by_side")
@@ -242,7 +243,7 @@ def test_methods_get_the_data_they_need(classifier: models.Classifier) -> None:
 
 
 def _explainer(classifier: models.Classifier) -> tuple[judges.Explainer, Any, Any]:
-    return judges.Explainer(classifier), *judges._looker(classifier, None)
+    return judges.Explainer(classifier), *looker(classifier, None, judges.SCENES)
 
 
 def test_a_sketch_is_coarse_until_the_map_is_there(classifier: models.Classifier) -> None:

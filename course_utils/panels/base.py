@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import matplotlib as mpl
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from course_utils import images, models, plotting, scenes
+from course_utils.contract import explaining
 from course_utils.plotting import BLUE, FAINT, INK, MUTED, ORANGE, PAPER
 
 SHARPNESS = 1.5  # pixels drawn per pixel of the page: sharp text, yet quick to encode
@@ -414,6 +417,41 @@ def pixels_of(image: Any) -> NDArray[np.uint8]:
     if image is None or isinstance(image, scenes.SceneSpec):
         image = scenes.render(image or scenes.canonical("zebra"))
     return image.image if isinstance(image, scenes.Scene) else images.load_image(image)
+
+
+class Seen(NamedTuple):
+    """A picture as the model gets it, as it looks, where its object is, and the model's answer."""
+
+    x: Tensor
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None  # None where nothing is known
+    answer: int
+
+    def inside(self, map_: NDArray[np.float64]) -> str:
+        """The share of |map| inside the object, in words."""
+        if self.mask is None:
+            return ""
+        share = np.abs(map_)[self.mask].sum() / (np.abs(map_).sum() or 1)
+        return f"{share:.0%} inside the object, {self.mask.mean():.0%} of the picture"
+
+
+def looker(
+    classifier: models.Classifier, image: Any, labels: Sequence[str]
+) -> tuple[dict[str, Any], Callable[[str], Seen]]:
+    """The pictures on offer by name, typical scenes of the labels, and what makes one `Seen`."""
+    pictures = offered(image, {label: scenes.canonical(label) for label in labels})
+
+    @cache
+    def look(name: str) -> Seen:
+        source, mask = pictures[name], None
+        x = classifier.to_input(pixels_of(source))
+        if isinstance(source, scenes.SceneSpec):
+            mask = scenes.render(source, classifier.size).mask
+        with explaining(classifier.model), torch.no_grad():
+            answer = int(classifier.model(x).argmax())
+        return Seen(x, classifier.to_image(x), mask, answer)
+
+    return pictures, look
 
 
 def decimal(value: float) -> str:

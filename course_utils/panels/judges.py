@@ -1,7 +1,7 @@
 """The panels of lecture 09: a curve judges a map, a network forgets, and maps side by side."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from course_utils.methods import METHODS
 from course_utils.panels.base import (
     Canvas,
     Panel,
+    Seen,
     choice,
     classifier_of,
     decimal,
-    offered,
-    pixels_of,
+    looker,
     slider,
 )
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
@@ -49,32 +49,6 @@ MOMENT = 0.04  # seconds in which more may be added to a first picture
 PALE = "#9aa5b1"  # what is still to come of a line
 
 Array = NDArray[np.float64]
-
-
-class Seen(NamedTuple):
-    """A picture as the model gets it, as it looks, where its object is, and the model's answer."""
-
-    x: Tensor
-    pixels: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None
-    answer: int
-
-
-def _looker(
-    classifier: models.Classifier, image: Any
-) -> tuple[dict[str, Any], Callable[[str], Seen]]:
-    """The pictures on offer by name, and what makes a name a picture."""
-    pictures = offered(image, {label: scenes.canonical(label) for label in SCENES})
-
-    @cache
-    def look(name: str) -> Seen:
-        source, mask = pictures[name], None
-        x = classifier.to_input(pixels_of(source))
-        if isinstance(source, scenes.SceneSpec):
-            mask = scenes.render(source, classifier.size).mask
-        return Seen(x, classifier.to_image(x), mask, int(_logits(classifier.model, x).argmax()))
-
-    return pictures, look
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -251,7 +225,7 @@ def deletion_insertion(model: Any = None, image: Any = None) -> Panel:
     grey curve is that of a random ranking of the pixels.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
     explainer = Explainer(classifier)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
@@ -411,7 +385,7 @@ def cascading_randomization(model: Any = None, image: Any = None) -> Panel:
     cannot explain what the network has learnt. The model itself is left as it was.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
     opening = look(next(iter(pictures)))
     names = forget(classifier, opening, lambda network, x, target: 0 * x, "spearman", 0).layers
     controls: dict[str, Any] = {
@@ -553,7 +527,7 @@ def side_by_side(model: Any = None, image: Any = None) -> Panel:
     and random numbers, never ask the model.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
     explainer = Explainer(classifier)
     every = [*LOCAL, *KNOW_NOTHING]
     controls: dict[str, Any] = {

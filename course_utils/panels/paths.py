@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from skimage.segmentation import mark_boundaries
 from torch import Tensor
 
-from course_utils import gradients, models, plotting, regions, scenes
+from course_utils import gradients, models, plotting, regions
 from course_utils.contract import explaining, portions
 from course_utils.panels.base import (
     Canvas,
     Panel,
+    Seen,
     choice,
     classifier_of,
     decimal,
-    offered,
-    pixels_of,
+    looker,
     slider,
 )
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
@@ -43,42 +43,6 @@ BASELINES: dict[str, Callable[[models.Classifier, Tensor], Tensor]] = {
     "blurred": lambda classifier, x: classifier.blurred(x),
 }
 BOTH = "black and white"
-
-
-class Seen(NamedTuple):
-    """A picture as the model gets it, as it looks, and where its object is, if that is known."""
-
-    x: Tensor
-    pixels: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None
-    answer: int
-
-    def inside(self, map_: NDArray[np.float64]) -> str:
-        """The share of |map| inside the object, in words."""
-        if self.mask is None:
-            return ""
-        share = np.abs(map_)[self.mask].sum() / (np.abs(map_).sum() or 1)
-        return f"{share:.0%} inside the object, {self.mask.mean():.0%} of the picture"
-
-
-def _looker(
-    classifier: models.Classifier, image: Any
-) -> tuple[dict[str, Any], Callable[[str], Seen]]:
-    """The pictures on offer by name, and what makes a name a picture."""
-    pictures = offered(image, {label: scenes.canonical(label) for label in SCENES})
-
-    @cache
-    def look(name: str) -> Seen:
-        source = pictures[name]
-        x = classifier.to_input(pixels_of(source))
-        mask = None
-        if isinstance(source, scenes.SceneSpec):
-            mask = scenes.render(source, classifier.size).mask
-        with torch.no_grad():
-            answer = int(classifier.model(x).argmax())
-        return Seen(x, classifier.to_image(x), mask, answer)
-
-    return pictures, look
 
 
 def _summed(attribution: Tensor) -> NDArray[np.float64]:
@@ -139,7 +103,7 @@ def integrated_gradients(model: Any = None, image: Any = None) -> Panel:
     completeness gap is what the map's sum misses of the logit's rise.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
         "target": choice("class", [ANSWER, *classifier.classes]),
@@ -271,7 +235,7 @@ def smoothgrad(model: Any = None, image: Any = None) -> Panel:
     Integrated gradients (Smooth IG) start from the blurred picture and take four steps a copy.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
 
     def method_for(picture: str, method: str) -> Callable[..., Tensor]:
         if method == "gradient":
@@ -391,7 +355,7 @@ def xrai(model: Any = None, image: Any = None) -> Panel:
     follows. The segments drawn are the finest ones.
     """
     classifier = classifier_of(model)
-    pictures, look = _looker(classifier, image)
+    pictures, look = looker(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
         "baseline": choice("baseline", [BOTH, *BASELINES]),
