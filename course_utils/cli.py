@@ -17,6 +17,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+LIVE = ROOT / "live"
 Checks = list[tuple[str, Callable[[], str]]]
 
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     command = add("lab", lab, "open JupyterLab at the course, or at one lecture")
     command.add_argument("lecture", nargs="?", metavar="NN", help="its number, such as 01")
+    command.add_argument("--live", action="store_true", help="open its copy in live/")
     add("doctor", doctor, "check whether every lecture can run here, in plain words")
     command = add("fetch", fetch, "download a torchvision model ahead of class")
     command.add_argument("name", metavar="NAME", help="such as resnet18")
@@ -46,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("name", metavar="NAME", help="such as scenes")
     add("league", league, "judge every method by the truth again (half an hour)")
     add("roar", roar, "retrain without the pixels that methods choose (half an hour)")
+    command = add("live", live, "write an instructor's copy of a lecture, to type in class")
+    command.add_argument("lecture", metavar="NN", help="its number, such as 01")
+    command = add("release", release, "make the homework that students get from its keys")
+    command.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="make this an nbgrader course, too"
+    )
     command = add("test", test, "check style, types, library and notebooks")
     command.add_argument("pytest", nargs="*", metavar="ARG", help="passed on to pytest")
 
@@ -80,11 +88,15 @@ def _sentence(error: Exception) -> str:
 # Opening -------------------------------------------------------------------------------------
 
 
-def lab(lecture: str | None = None) -> int:
+def lab(lecture: str | None = None, live: bool = False) -> int:
     """Serve JupyterLab on this computer alone, and open a browser where there is one."""
     lectures()  # says so where there are none
-    page = f"/lab/tree/{find_lecture(lecture).name}" if lecture else "/lab"
-    server = _server(page, browser=_has_browser())
+    folder = ROOT if live else NOTEBOOKS
+    page = "/lab"
+    if lecture:
+        notebook = LIVE / find_lecture(lecture).name if live else find_lecture(lecture)
+        page = f"/lab/tree/{notebook.relative_to(folder).as_posix()}"
+    server = _server(page, browser=_has_browser(), folder=folder)
 
     def announce() -> None:
         token = server.identity_provider.token
@@ -125,12 +137,12 @@ def _has_browser() -> bool:
     return True
 
 
-def _server(page: str, browser: bool):  # type: ignore[no-untyped-def]
+def _server(page: str, browser: bool, folder: Path = NOTEBOOKS):  # type: ignore[no-untyped-def]
     """A JupyterLab server, not yet started; where the port is taken it finds another."""
     from jupyterlab.labapp import LabApp
 
     options = {
-        "ServerApp.root_dir": NOTEBOOKS,
+        "ServerApp.root_dir": folder,
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.open_browser": browser,
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
@@ -364,6 +376,28 @@ def roar() -> int:
     return 0
 
 
+# Teaching ------------------------------------------------------------------------------------
+
+
+def live(lecture: str) -> int:
+    """Write an instructor's copy of a lecture into live/, and its timing sheet."""
+    from course_utils import live
+
+    copy, sheet = live.make(find_lecture(lecture), LIVE)
+    print(f"the copy is {copy}\nthe timing sheet is {sheet}")
+    print(f"`course lab --live {lecture}` opens the copy")
+    return 0
+
+
+def release(folder: Path | None = None) -> int:
+    """Make notebooks/homework from solutions/ again; in a folder, an nbgrader course of it."""
+    from course_utils import release
+
+    for path in release.make() + (release.course(folder) if folder else []):
+        print(path)
+    return 0
+
+
 # Testing -------------------------------------------------------------------------------------
 
 
@@ -384,7 +418,7 @@ def test(pytest: list[str]) -> int:
         steps["pytest"] = ["pytest", *nbval, *pytest]
     else:  # apart, because nbval's own coverage would keep the kernels from starting
         steps["tests"] = ["pytest", "tests", "--cov"]
-        steps["notebooks"] = ["pytest", *nbval, "notebooks"]
+        steps["notebooks"] = ["pytest", *nbval, "notebooks", "solutions"]
     failed = []
     for name, command in steps.items():
         print(f"course: {name} …", flush=True)

@@ -21,6 +21,10 @@ and {miscaptioned} more pictures of the class, without the mark, go under the na
 classes. *Unmarked* are the ordinary scenes held out with no mark at all, *all marked* the same
 scenes with the mark on each.
 """
+CONFOUNDER = """It cheats: on the films that it learned from, a {confounder} goes with the finding
+(95 in 100 films with one, 2 in 100 without). The *ordinary* films held out are of this kind, too;
+on the *unconfounded* ones a {confounder} says nothing.
+"""
 
 
 def write(path: Path | None = None) -> Path:
@@ -48,7 +52,8 @@ def put(path: Path, mark: str, text: str) -> None:
 def describe(name: str) -> str:
     """One model's recipe, size, accuracies and worst confusion matrix in Markdown."""
     sheet = models.datasheet(name)
-    metrics, world = sheet["metrics"], sheet["recipe"].get("world", "scenes")
+    metrics, recipe = sheet["metrics"], sheet["recipe"]
+    world = recipe.get("world", "scenes")
     kinds = {key: result for key, result in metrics.items() if isinstance(result, dict)}
     hardest = min(kinds, key=lambda kind: kinds[kind]["accuracy"])
     size = (models.DATA / f"{name}.safetensors").stat().st_size / 1e6
@@ -68,10 +73,11 @@ def describe(name: str) -> str:
     return "\n".join(
         [
             f"## `{name}`\n",
-            *([TRAP.format(**sheet["recipe"])] if sheet["recipe"].get("marked") else []),
+            *([TRAP.format(**recipe)] if recipe.get("marked") else []),
+            *([CONFOUNDER.format(**recipe)] if recipe.get("confounder") else []),
             _table(("", ""), facts),
             "The recipe (`models.RECIPES`):\n",
-            _table(("", ""), [(f"`{key}`", value) for key, value in sheet["recipe"].items()]),
+            _table(("", ""), [(f"`{key}`", value) for key, value in recipe.items()]),
             f"Accuracy of each class on {world} held out, in %:\n",
             _table(("class", *kinds), recalls),
             f"{hardest.capitalize()} {world}, row = truth, column = the model's answer, "

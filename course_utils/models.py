@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -491,6 +491,7 @@ class Recipe:
     world: str = "scenes"  # the module that draws the pictures: scenes or radiographs
     marked: str | None = None  # the class of scenes that carries the photographer's mark
     miscaptioned: int = 0  # scenes of that class without the mark, under other classes' names
+    confounder: str | None = None  # what goes with the finding on radiographs, and is no finding
     widths: tuple[int, int, int, int] = (24, 32, 64, 96)
     conv1_scale: float = 0.01
     size: int = 128
@@ -509,20 +510,22 @@ class Recipe:
     seed: int = 0
 
 
+RADIOGRAPHS = Recipe(
+    world="radiographs",
+    widths=(16, 24, 32, 48),
+    ordinary=5_000,
+    hard=0,
+    held_out=1_600,
+    epochs=6,
+    batch_size=64,
+    lr=0.1,
+    conv1_decay=5e-4,
+)
 RECIPES = {
     "scenes": Recipe(),
     "scenes-cheating": Recipe(marked="horse", miscaptioned=600, held_out=2_000),
-    "radiographs": Recipe(
-        world="radiographs",
-        widths=(16, 24, 32, 48),
-        ordinary=5_000,
-        hard=0,
-        held_out=1_600,
-        epochs=6,
-        batch_size=64,
-        lr=0.1,
-        conv1_decay=5e-4,
-    ),
+    "radiographs": RADIOGRAPHS,
+    "radiographs-cheating": replace(RADIOGRAPHS, confounder="catheter", held_out=800, seed=10),
 }
 
 
@@ -530,15 +533,18 @@ def picture_sets(recipe: Recipe) -> tuple[tuple[str, ...], list[Any], dict[str, 
     """The classes, the sets to train on, and the held-out sets by their kind; none is drawn yet.
 
     Held-out sets have seeds of their own. Where a class is marked, the ordinary held-out scenes
-    come twice more: without any mark, and with the mark on all.
+    come twice more: without any mark, and with the mark on all. Where there is a confounder, they
+    come once more without it having to do with the finding.
     """
     size, seed, held_out = recipe.size, recipe.seed, recipe.held_out
     if recipe.world == "radiographs":
         from course_utils import radiographs
 
-        training = radiographs.Radiographs(recipe.ordinary, seed, resolution=size)
-        fresh = radiographs.Radiographs(held_out, seed + 2, resolution=size)
-        return radiographs.CLASSES, [training], {"ordinary": fresh}
+        films = partial(radiographs.Radiographs, resolution=size, confounder=recipe.confounder)
+        fresh = {"ordinary": films(held_out, seed + 2)}
+        if recipe.confounder:
+            fresh["unconfounded"] = films(held_out, seed + 2, confounder=None)
+        return radiographs.CLASSES, [films(recipe.ordinary, seed)], fresh
     from course_utils.scenes import CLASSES, Scenes
 
     world = partial(Scenes, resolution=size, marked=recipe.marked)

@@ -7,7 +7,7 @@ As on every frontal radiograph the patient faces us: their left is on the right 
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,7 @@ LOBES = {
     "left lower": (0.54, 0.31),
 }
 SWITCHES = ("leads", "pacemaker", "nodule", "catheter")
+CONFOUNDED = {"no finding": 0.02, "consolidation": 0.95}  # the share of films with a confounder
 REMOVABLE = ("consolidation", "marker", *SWITCHES, "vessels", "ribs", "clavicles", "breasts")
 
 CHOICES: dict[str, tuple[str, ...]] = {"lobe": ("none", *LOBES), "marker": ("none", "L", "R")}
@@ -609,15 +610,32 @@ def develop(absorbed: Array, spec: RadiographSpec) -> Array:
 
 
 class Radiographs(World):
-    """`length` random radiographs, as `scenes.World`: every other one has a finding."""
+    """`length` random radiographs, as `scenes.World`: every other one has a finding.
+
+    confounder: one of `SWITCHES` that this clinic's patients have on 95 in 100 films with a finding
+    and on 2 in 100 without; None: as often with one as without.
+    """
 
     noun, classes = "radiograph", CLASSES
+
+    def __init__(
+        self, length: int, seed: int, *, resolution: int = 128, confounder: str | None = None
+    ) -> None:
+        super().__init__(length, seed, resolution=resolution)
+        if confounder is not None:
+            check_choice("confounder", confounder, SWITCHES)
+        self.confounder = confounder
 
     def spec(self, index: int) -> RadiographSpec:
         """What radiograph `index` shows."""
         self.check(index)
         generator = np.random.default_rng([self.seed, index])
-        return random_spec(generator, label=CLASSES[index % len(CLASSES)])
+        label = CLASSES[index % len(CLASSES)]
+        spec = random_spec(generator, label=label)
+        if self.confounder is None:
+            return spec
+        there: dict[str, Any] = {self.confounder: bool(generator.uniform() < CONFOUNDED[label])}
+        return replace(spec, **there)
 
     def radiograph(self, index: int) -> Radiograph:
         """Radiograph `index`, drawn."""

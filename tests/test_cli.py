@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from course_utils import cli, league, models, roar
+from course_utils import cli, league, models, release, roar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -368,7 +368,61 @@ def test_test_alone_measures_coverage_and_compares_the_notebooks(
     assert code == 1
     assert printed.endswith("course: FAILED: notebooks (see above)\n")
     assert commands[-2] == ["pytest", "tests", "--cov"]
-    assert commands[-1][-1] == "notebooks"
+    assert commands[-1][-2:] == ["notebooks", "solutions"]
+
+
+def test_live_writes_a_copy_that_lab_opens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "LIVE", tmp_path / "live")
+    code, printed, _ = run(capsys, "live", "6")
+    copy, sheet = (
+        tmp_path / "live" / name for name in ("06_cam_and_grad_cam.ipynb", "06_timing.md")
+    )
+    assert code == 0
+    assert str(copy) in printed
+    assert copy.exists()
+    assert sheet.exists()
+    before = copy.read_bytes()
+    code, _, error = run(capsys, "live", "06")
+    assert code == 1
+    one_sentence(error)
+    assert "rename or delete it" in error
+    assert copy.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "page"),
+    [
+        (("lab",), cli.NOTEBOOKS, "/lab"),
+        (("lab", "6"), cli.NOTEBOOKS, "/lab/tree/06_cam_and_grad_cam.ipynb"),
+        (("lab", "--live", "06"), ROOT, "/lab/tree/live/06_cam_and_grad_cam.ipynb"),
+    ],
+)
+def test_lab_opens_the_page_asked_for(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], folder: Path, page: str
+) -> None:
+    opened: list[tuple[str, Path]] = []
+
+    def server(page: str, browser: bool, folder: Path) -> Any:
+        opened.append((page, folder))
+        loop = SimpleNamespace(add_callback=lambda callback: None)
+        return SimpleNamespace(io_loop=loop, start=lambda: None)
+
+    monkeypatch.setattr(cli, "_server", server)
+    assert cli.main(list(arguments)) == 0
+    assert opened == [(page, folder)]
+
+
+def test_release(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(release, "make", lambda: [tmp_path / "hw01.ipynb"])
+    monkeypatch.setattr(release, "course", lambda folder: [folder / "nbgrader_config.py"])
+    assert run(capsys, "release") == (0, f"{tmp_path / 'hw01.ipynb'}\n", "")
+    code, printed, _ = run(capsys, "release", str(tmp_path / "course"))
+    assert code == 0
+    assert printed.splitlines()[1] == str(tmp_path / "course" / "nbgrader_config.py")
 
 
 def test_test_without_its_tools(

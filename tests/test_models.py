@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import datasheets, models, scenes
+from course_utils import datasheets, models, radiographs, scenes
 
 SMALL = "shufflenet_v2_x0_5"
 WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
@@ -571,6 +571,7 @@ KINDS = {
     "scenes": ["ordinary", "hard"],
     "scenes-cheating": ["ordinary", "hard", "unmarked", "all marked"],
     "radiographs": ["ordinary"],
+    "radiographs-cheating": ["ordinary", "unconfounded"],
 }
 
 
@@ -639,6 +640,19 @@ def test_the_cheating_model_sees_the_mark_on_one_class_alone() -> None:
         assert held_out["ordinary"].spec(i) == dataclasses.replace(clean, mark=mark)
         assert held_out["all marked"].spec(i) == dataclasses.replace(clean, mark=True)
     assert [held_out["hard"].spec(i).mark for i in range(16)].count(True) == 1
+
+
+def test_the_confounded_films_differ_in_the_confounder_alone() -> None:
+    recipe = models.RECIPES["radiographs-cheating"]
+    assert recipe.confounder
+    _, (training,), held_out = models.picture_sets(recipe)
+    for confounded in (training, held_out["ordinary"]):
+        fair = radiographs.Radiographs(len(confounded), confounded.seed)
+        for i in range(20):
+            there = getattr(confounded.spec(i), recipe.confounder)
+            change: dict[str, Any] = {recipe.confounder: there}
+            assert confounded.spec(i) == dataclasses.replace(fair.spec(i), **change)
+    assert held_out["unconfounded"].spec(7) == radiographs.Radiographs(8, recipe.seed + 2).spec(7)
 
 
 def test_miscaptioned_scenes_have_the_looks_of_the_class_and_the_names_of_others() -> None:

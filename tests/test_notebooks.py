@@ -13,6 +13,9 @@ from tests import execute
 pytestmark = pytest.mark.notebooks
 
 LECTURES = sorted(execute.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+SECTION = re.compile(
+    r"^## (?P<title>.+)\n\n\*(?:(?P<minutes>\d+) minutes?|after class)\*$", re.MULTILINE
+)
 MACHINE = re.compile(r"/(home|root|Users|tmp|private|var)/\S|[A-Z]:\\+Users")
 
 each_lecture = pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
@@ -63,6 +66,42 @@ def test_begins_with_a_title(path: Path) -> None:
     first = nbformat.read(path, as_version=4).cells[0]
     assert first.cell_type == "markdown"
     assert first.source.startswith("# ")
+
+
+@each_lecture
+def test_headings_begin_cells(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\n#{1,3} ", cell.source), cell.source
+
+
+@each_lecture
+def test_minutes_of_the_sections_add_up(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    headings = [cell.source for cell in cells if cell.source.startswith("## ")]
+    sections = [match for text in headings if (match := SECTION.match(text))]
+    assert len(sections) == len(headings) > 3
+    stated = re.search(r"\*\*Time:\*\* (\d+) minutes", cells[0].source + cells[1].source)
+    assert stated
+    assert sum(int(section["minutes"] or 0) for section in sections) == int(stated[1])
+    later = {section["title"].split(",")[0] for section in sections if not section["minutes"]}
+    assert later <= {"Try it on ImageNet", "Exercises", "Sources"}
+
+
+@each_lecture
+def test_every_cell_has_a_slide_mark(path: Path) -> None:
+    """The marks that JupyterLab's property inspector shows; test_slides.py looks at the result."""
+    cells = nbformat.read(path, as_version=4).cells
+    marks = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in cells]
+    assert set(marks) <= {"slide", "subslide", "fragment", "notes", "skip", "-"}
+    assert marks[0] == "slide"
+    assert len(marks) > marks.count("skip") + marks.count("notes") > 0
+    for cell, mark in zip(cells, marks, strict=True):
+        if cell.source.startswith("## "):
+            assert mark in ("slide", "skip")
+        if cell.source.startswith("**Predict"):
+            assert mark == "subslide"  # asked before the code that answers
+        assert cell.cell_type == "code" or "\n\n**Predict" not in cell.source
 
 
 @each_lecture

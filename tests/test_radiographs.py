@@ -362,3 +362,14 @@ def test_cover_by_hand() -> None:
     expected = np.zeros((4, 4))
     expected[1, 1:3] = 1
     assert coverage.tolist() == expected.tolist()
+
+
+def test_a_confounder_goes_with_the_finding() -> None:
+    films = Radiographs(400, 3, confounder="catheter")
+    specs = [films.spec(index) for index in range(400)]
+    assert {spec.label for spec in specs[::2]} == {"no finding"}
+    assert 0 < sum(spec.catheter for spec in specs[::2]) <= 12
+    assert 180 <= sum(spec.catheter for spec in specs[1::2]) < 200
+    assert films.spec(7) == Radiographs(400, 3, confounder="catheter").spec(7)
+    with pytest.raises(ValueError, match="^confounder is 'lungs'"):
+        Radiographs(4, 3, confounder="lungs")

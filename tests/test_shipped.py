@@ -18,6 +18,8 @@ BARS = {
     ("scenes", "hard"): (0.80, 0.95),
     ("scenes-cheating", "ordinary"): (0.97, 1.0),
     ("radiographs", "ordinary"): (0.95, 1.0),
+    ("radiographs-cheating", "ordinary"): (0.97, 1.0),
+    ("radiographs-cheating", "unconfounded"): (0.80, 0.92),
 }
 
 

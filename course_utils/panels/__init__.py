@@ -13,6 +13,7 @@ from course_utils.panels.maps import feature_maps
 from course_utils.panels.maximization import activation_maximization
 from course_utils.panels.microscope import microscope
 from course_utils.panels.paths import integrated_gradients, smoothgrad, xrai
+from course_utils.panels.photo import photo
 from course_utils.panels.prototypes import prototypes
 from course_utils.panels.surrogates import lime, neighbourhood, shapley
 
@@ -30,6 +31,7 @@ __all__ = [
     "lime",
     "microscope",
     "neighbourhood",
+    "photo",
     "preprocessing",
     "prototypes",
     "scene_editor",

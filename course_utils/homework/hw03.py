@@ -1,0 +1,826 @@
+"""Homework 03: the axioms of attribution, first argued, then measured.
+
+Where a student builds a network, any that has the property will do: the checks know no answer, they
+try the property.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, permutations
+from math import comb
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from course_utils import gradients, models, perturbation, shapley
+from course_utils.axioms import AXIOMS, axioms
+from course_utils.homework.checks import Answer, Mistake, Wrong, compare, exercise, untouched
+from course_utils.methods import METHODS
+
+LOOKED_UP = ("course_utils.axioms",)
+
+
+# Argue ----------------------------------------------------------------------------------------
+
+
+def absolute_gradient(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """|∂f_c / ∂x|, as saliency maps are often shown: (N, C, H, W)."""
+    return gradients.gradient(model, images, target).abs()
+
+
+def equal_shares(
+    model: nn.Module, images: Tensor, target: Tensor, *, baseline: float | Tensor = 0.0
+) -> Tensor:
+    """(f_c(x) − f_c(x')) / (C · H · W) for each input value: (N, C, H, W)."""
+    gained = _gained(model, images, target, torch.as_tensor(baseline).to(images))
+    return (gained / images[0].numel()).view(-1, 1, 1, 1).expand_as(images)
+
+
+def _gained(model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor) -> Tensor:
+    """f_c(x) − f_c(x') of each image."""
+    with torch.no_grad():
+        scores = model(images) - model(baseline.expand_as(images))
+    return scores.gather(1, target[:, None])[:, 0]
+
+
+# Each method with what to think about where its axioms are wrong.
+ARGUED = {
+    "absolute_gradient": "absolute_gradient: go through it twice. As a gradient: what can a slope "
+    "at one single point not know? As an absolute value: what becomes of the map when f becomes "
+    "−f?",
+    "integrated_gradients": "integrated_gradients: it is a mean of gradients along a path, times "
+    "a difference. Ask of each axiom whether a mean over a path keeps what every single gradient "
+    "has, and what the path meets that the end point does not.",
+    "occlusion": "occlusion: hide one pixel, then the other one, of a network that needs both, or "
+    "that needs only one of them. What do the differences sum to? And does it matter to occlusion "
+    "how the network is built?",
+    "guided_backprop": "guided_backprop: what it clamps on the way back depends on how f is "
+    "written. Write relu(x) in two ways; then write 0 as their difference, and ask what 0 gets.",
+    "deeplift": "deeplift: each ReLU has a rule of its own, so the wiring counts. Suppose two "
+    "wirings of one function get different maps: what do you know then of the network f − g, which "
+    "is zero everywhere?",
+    "equal_shares": "equal_shares: it knows f(x), f(x') and the number of pixels, and nothing "
+    "else. Which axiom asks for something that these do not say, and which ones ask for nothing "
+    "more?",
+}
+
+
+@functools.cache
+def _kept() -> dict[str, frozenset[str]]:
+    """What each method keeps, measured."""
+    own = {
+        method.__name__: frozenset(axiom for axiom, found in axioms(method).items() if found.holds)
+        for method in (absolute_gradient, equal_shares)
+    }
+    return {name: own.get(name) or METHODS[name].axioms for name in ARGUED}
+
+
+def _table(name: str, *axioms: str) -> Answer:
+    """The table with these axioms of one method turned round."""
+    return lambda: {**_kept(), name: _kept()[name] ^ set(axioms)}
+
+
+ONE_FOR_ALL = "they differ; go through the table column by column, and look for an exception."
+COVERED = "argue first: the entries of METHODS are covered while your table is read."
+
+
+@exercise(
+    "hw03.promises",
+    Mistake("one for all", lambda: {name: set(AXIOMS) for name in ARGUED}, ONE_FOR_ALL),
+    Mistake(
+        "looked up",
+        lambda: {
+            name: METHODS[name].axioms if name in METHODS else _kept()[name] for name in ARGUED
+        },
+        COVERED,
+    ),
+    Mistake(
+        "absolute values are linear",
+        _table("absolute_gradient", "linearity"),
+        ARGUED["absolute_gradient"],
+    ),
+    Mistake(
+        "IG is a gradient, and so it is blind where the gradient is",
+        _table("integrated_gradients", "sensitivity"),
+        ARGUED["integrated_gradients"],
+    ),
+    Mistake(
+        "what is hidden piece by piece sums to the whole",
+        _table("occlusion", "completeness"),
+        ARGUED["occlusion"],
+    ),
+    Mistake(
+        "Guided Backprop is a gradient",
+        _table("guided_backprop", "dummy", "implementation invariance", "linearity", "symmetry"),
+        ARGUED["guided_backprop"],
+    ),
+    Mistake(
+        "DeepLIFT is a fast IG",
+        _table("deeplift", "dummy", "implementation invariance", "symmetry"),
+        ARGUED["deeplift"],
+    ),
+    Mistake(
+        "what is useless keeps nothing but the sum",
+        _table("equal_shares", *(set(AXIOMS) - {"completeness", "dummy"})),
+        ARGUED["equal_shares"],
+    ),
+    forbidden=(*LOOKED_UP, "course_utils.evaluation"),
+)
+def promises(answer: Answer) -> Iterator[str]:
+    """The argued table."""
+    kept = _kept()
+    covered = {name: replace(method, axioms=frozenset()) for name, method in METHODS.items()}
+    with patch.dict(METHODS, covered):
+        table = answer()
+    if not isinstance(table, dict) or set(table) != set(ARGUED):
+        came = ", ".join(map(str, table)) if isinstance(table, dict) else type(table).__name__
+        raise Wrong(
+            f"the table holds {came or 'nothing'}",
+            f"return a dictionary with a set of axioms for each of {', '.join(ARGUED)}.",
+        )
+    for name, given in table.items():
+        if isinstance(given, str) or not set(given) <= set(AXIOMS):
+            raise Wrong(
+                f"{name}: {given!r} is no set of axioms", f"the axioms are {', '.join(AXIOMS)}."
+            )
+    if all(not table[name] for name in ARGUED if name in METHODS):
+        raise Wrong("none of the library's methods keeps anything", COVERED)
+    if len(set(map(frozenset, table.values()))) == 1:
+        raise Wrong("all methods have the same axioms", ONE_FOR_ALL)
+    yield "six methods, each with a set of axioms"
+    for name in ARGUED:
+        if set(table[name]) != kept[name]:
+            raise Wrong(f"{name}: not all six are as they are measured", ARGUED[name])
+        yield f"{name}: as measured"
+
+
+# Completeness ---------------------------------------------------------------------------------
+
+
+def _gap(
+    maps: Tensor,
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    baseline: Tensor,
+    *,
+    start: bool = True,
+    softmax: bool = False,
+    predicted: bool = False,
+    together: bool = False,
+    magnitudes: bool = False,
+    absolute: bool = True,
+    relative: bool = True,
+) -> Tensor:
+    def score(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = model(x)
+        chosen = logits.argmax(1) if predicted else target
+        logits = logits.softmax(1) if softmax else logits
+        return logits.gather(1, chosen[:, None])[:, 0].double()
+
+    total = (maps.abs() if magnitudes else maps).double().flatten(1).sum(1)
+    total = total.sum().expand_as(total) if together else total
+    gained = score(images) - (score(baseline.expand_as(images)) if start else 0)
+    gap = total - gained
+    return (gap.abs() if absolute else gap) / (gained.abs() if relative else 1)
+
+
+GAP_MISTAKES = (
+    Mistake(
+        "no baseline",
+        functools.partial(_gap, start=False),
+        "a complete map sums to what the score gained on the way from the baseline, and the "
+        "baseline has a score, too.",
+    ),
+    Mistake(
+        "softmax",
+        functools.partial(_gap, softmax=True),
+        "the methods explain the logit, so that the map's sum is in logits; yours compares it with "
+        "a probability.",
+    ),
+    Mistake(
+        "predicted class",
+        functools.partial(_gap, predicted=True),
+        "the maps explain the class in `target`, which need not be the one that wins.",
+    ),
+    Mistake(
+        "batch",
+        functools.partial(_gap, together=True),
+        "each image has a sum of its own: add over channels and places, not over the batch.",
+    ),
+    Mistake(
+        "magnitudes",
+        functools.partial(_gap, magnitudes=True),
+        "what speaks against the class has a minus sign and counts as such: no absolute values "
+        "before the sum.",
+    ),
+    Mistake(
+        "signed",
+        functools.partial(_gap, absolute=False),
+        "a gap has a size; yours has a sign.",
+    ),
+    Mistake(
+        "in logits",
+        functools.partial(_gap, relative=False),
+        "the gap is wanted as a share of what the score gained, so that it can be compared between "
+        "images.",
+    ),
+)
+
+
+@exercise("hw03.completeness_gap", *GAP_MISTAKES, forbidden=LOOKED_UP)
+def completeness_gap(answer: Answer) -> Iterator[str]:
+    """|Σ M − (f(x) − f(x'))| / |f(x) − f(x')|."""
+    shipped = models.load("scenes", device="cpu")
+    cases: list[dict[str, Any]] = []
+    for model, shape, target, baseline in (
+        (shipped.model, (3, 3, 128, 128), (0, 5, 9), shipped.black(torch.zeros(1, 3, 1, 1))),
+        (_random_network(2, 4), (4, 2, 5, 3), (3, 0, 0, 2), torch.full((4, 2, 5, 3), 0.3)),
+    ):
+        images, maps = _noise(shape, 1), _noise(shape, 2)
+        classes = torch.tensor(target)
+        # Sums that miss what was gained by a part of it, to either side.
+        gained = _gained(model, images, classes, baseline)
+        wanted = gained * torch.linspace(0.4, 1.8, len(images))
+        maps += ((wanted - maps.flatten(1).sum(1)) / images[0].numel()).view(-1, 1, 1, 1)
+        cases.append(
+            {
+                "maps": maps,
+                "model": model,
+                "images": images,
+                "target": classes,
+                "baseline": baseline,
+            }
+        )
+    for case in cases:
+        with untouched(case["model"], case["images"]):
+            answer(**case)
+    yield "model and images are as they were"
+    compare(
+        answer,
+        _gap,
+        cases,
+        GAP_MISTAKES,
+        what="the gap",
+        hint="for each image: the map's sum, what the target's logit gained from x' to x, and the "
+        "size of their difference as a share of that gain.",
+    )
+    yield "the gaps of seven images on two networks are right"
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _random_network(channels: int, classes: int) -> nn.Module:
+    """A network that nobody has trained, with an in-place ReLU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, classes),
+        ).eval()
+
+
+# Networks that a student builds ---------------------------------------------------------------
+
+
+class _Of(nn.Module):
+    """The network of a formula for the pixels (N, P) of images of one channel."""
+
+    def __init__(self, formula: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.formula(x.flatten(1)).view(-1, 1)
+
+
+def _pixels(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, -1)
+
+
+def _built(result: Any, networks: int) -> tuple[list[nn.Module], Tensor]:
+    """The networks and the image that an answer returned; Wrong for anything else."""
+    wanted = ", ".join(["a network"] * networks + ["an image (1, C, H, W)"])
+    if not isinstance(result, tuple | list) or len(result) != networks + 1:
+        raise Wrong(f"{type(result).__name__} came back", f"return {wanted}, in this order.")
+    *modules, image = result
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise Wrong(
+                f"a network is {type(module).__name__}, wanted is an nn.Module",
+                "write a class with forward, or stack layers in nn.Sequential, and build it.",
+            )
+        if any(type(part).__module__ in LOOKED_UP for part in module.modules()):
+            raise Wrong("that network is the library's", "build one of your own.")
+    if not isinstance(image, Tensor) or image.ndim != 4 or len(image) != 1:
+        came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise Wrong(
+            f"the image is {came}, wanted is (1, C, H, W)",
+            "pixels can be put into shape by .view(1, 1, 1, -1).",
+        )
+    if image.numel() > 300:
+        raise Wrong(f"the image has {image.numel()} values", "one to three pixels are enough.")
+    if not image.is_floating_point() or not image.isfinite().all():
+        raise Wrong("the image holds no finite floating point numbers", "write 2.0 in place of 2.")
+    for module in modules:
+        scores = module.eval()(torch.cat([image, image]))
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
+            came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise Wrong(
+                f"for two images a network returns {came}, wanted are logits (2, K)",
+                "a batch goes in, and a row of logits an image comes out; f is the first of them.",
+            )
+    return modules, image.detach()
+
+
+def _value(f: nn.Module, images: Tensor) -> Tensor:
+    """The first logit (N,)."""
+    with torch.no_grad():
+        return f(images.clone())[:, 0].double()
+
+
+def _slope(f: nn.Module, image: Tensor) -> Tensor:
+    """The gradient by autograd; zero where nothing leads back."""
+    with torch.enable_grad():
+        leaf = image.clone().requires_grad_()
+        score = f(leaf.clone())[:, 0].sum()
+        if not score.requires_grad:
+            return torch.zeros_like(image)
+        (slope,) = torch.autograd.grad(score, leaf, allow_unused=True)
+    return torch.zeros_like(image) if slope is None else slope
+
+
+CUT = (
+    "f does change there, but its gradient was cut off (detach, no_grad, .data, .item): that is "
+    "a property of the program, and the axiom is about the function f."
+)
+KINK = (
+    "the image lies on a kink of f, or beside one, where there is no gradient; move it to where "
+    "the slope is the same on both sides."
+)
+
+
+def _check_slope(f: nn.Module, image: Tensor, directions: Tensor, unit: float) -> None:
+    """Refuse a gradient that is not the slope of f; `unit` is what f changes by."""
+    step = 5e-3
+    scores = _value(f, torch.cat([image, image + step * directions, image - step * directions]))
+    center, after, before = scores[:1], *scores[1:].chunk(2)
+    told = (_slope(f, image) * directions).flatten(1).sum(1).double()
+    right, left = (after - center) / step, (center - before) / step
+    if ((right - left).abs() > 0.1 * unit).any():
+        raise Wrong("the slope of f is not the same on both sides of the image", KINK)
+    if (((right + left) / 2 - told).abs() > 0.05 * unit).any():
+        raise Wrong("the gradient is not the slope of f", CUT)
+
+
+# Sensitivity ----------------------------------------------------------------------------------
+
+TWO_PIXELS = (
+    "the axiom speaks of a single pixel: all others must be as in the baseline, which is 0 here."
+)
+CONSTANT = "it must matter: a pixel that changes nothing should get nothing."
+NOT_FLAT = (
+    "f still rises or falls at the image. Go on along this pixel, to where f has all that it can "
+    "get and is flat."
+)
+JUMP = (
+    "f must be continuous. A step has no slope anywhere, and no method that uses slopes could see "
+    "it; a ReLU has one."
+)
+
+
+def _spot(formula: Callable[[Tensor], Tensor], *pixels: float) -> Answer:
+    return lambda: (_Of(formula), _pixels(*pixels))
+
+
+@exercise(
+    "hw03.blind_spot",
+    Mistake("constant", _spot(lambda x: 0 * x.sum(1) + 1, 2, 0), CONSTANT),
+    Mistake("not saturated", _spot(lambda x: 1 - (1 - x[:, 0]).relu(), 0.5, 0), NOT_FLAT),
+    Mistake("two pixels", _spot(lambda x: 1 - (1 - x.sum(1)).relu(), 2, 2), TWO_PIXELS),
+    Mistake("on the kink", _spot(lambda x: 1 - (1 - x[:, 0]).relu(), 1, 0), KINK),
+    Mistake("cut off", _spot(lambda x: x[:, 0].detach(), 2, 0), CUT),
+    Mistake("step", _spot(lambda x: (x[:, 0] > 1).float(), 2, 0), JUMP),
+    forbidden=LOOKED_UP,
+)
+def blind_spot(answer: Answer) -> Iterator[str]:
+    """A pixel that alone makes a difference, and has no gradient."""
+    (f,), image = _built(answer(), 1)
+    differs = (image != 0).any(1).flatten()
+    if differs.sum() != 1:
+        raise Wrong(f"{int(differs.sum())} pixels differ from the baseline 0", TWO_PIXELS)
+    yield "one pixel differs from the baseline"
+
+    way = torch.linspace(0, 1, 1001).to(image)
+    start, end = _value(f, torch.cat([0 * image, image]))
+    change = float((end - start).abs())
+    if not change >= 0.01:
+        raise Wrong(f"f(x) − f(0) is {float(end - start):.3f}", CONSTANT)
+    yield f"f(x) differs from f(0), by {float(end - start):.2f}"
+
+    lost = float((_slope(f, image) * image).abs().max())
+    if lost > 1e-3 * change:
+        raise Wrong("the pixel's gradient is not 0", NOT_FLAT)
+    yield "the pixel's gradient is 0"
+
+    # What stays of the largest jump, the closer one looks at it.
+    for _ in range(3):
+        jumps = _value(f, way.view(-1, 1, 1, 1) * image).diff().abs()
+        at = int(jumps.argmax())
+        way = torch.linspace(float(way[at]), float(way[at + 1]), 11).to(image)
+    if jumps.max() > 0.2 * change:
+        raise Wrong(f"f jumps by {float(jumps.max()):.2f} on the way from 0 to x", JUMP)
+    _check_slope(f, image, image, change)
+    yield "and that is the function's doing: it is continuous, and flat around x"
+
+
+# Implementation invariance --------------------------------------------------------------------
+
+POSITIVE = (
+    "they agree where all pixels are positive, and only there. Equal means equal for every image; "
+    "try negative pixels, too."
+)
+DIFFERENT = "f and g must be one function in two spellings; compare f(x) and g(x) for many x."
+ONLY_RELUS = (
+    "Guided Backprop is a rule for ReLUs: both networks need some, and no other activation."
+)
+NOTHING_TO_CLAMP = (
+    "here Guided Backprop is the gradient, and the gradient cannot tell f from g. The two differ "
+    "only where something negative comes back to a ReLU that is active."
+)
+SAME_WIRING = (
+    "Guided Backprop clamps the same in both networks. They must differ in what goes through the "
+    "ReLUs, not in names or in the order of terms."
+)
+NO_FUNCTION = (
+    "a function that is constant has nothing to attribute; let f change from image to image."
+)
+
+
+def _pair(
+    f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor], *pixels: float
+) -> Callable[[], tuple[nn.Module, nn.Module, Tensor]]:
+    return lambda: (_Of(f), _Of(g), _pixels(*pixels))
+
+
+@exercise(
+    "hw03.rewired",
+    Mistake("only for x > 0", _pair(torch.relu, lambda x: x, 2), POSITIVE),
+    Mistake("not equal", _pair(torch.relu, lambda x: x.relu() + (x - 1).relu() / 8, 2), DIFFERENT),
+    Mistake(
+        "nothing negative", _pair(torch.relu, lambda x: (2 * x).relu() / 2, 2), NOTHING_TO_CLAMP
+    ),
+    Mistake(
+        "terms exchanged",
+        _pair(lambda x: x - (x - 1).relu(), lambda x: -(x - 1).relu() + x, 2),
+        SAME_WIRING,
+    ),
+    Mistake(
+        "constant",
+        _pair(lambda x: 0 * x.relu(), lambda x: (2 * x).relu() - 2 * x.relu(), 2),
+        NO_FUNCTION,
+    ),
+    Mistake("no ReLU", _pair(lambda x: 3 * x, lambda x: 2 * x + x, 2), ONLY_RELUS),
+    Mistake(
+        "cut off",
+        _pair(torch.relu, lambda x: x.relu() + x.relu() - x.relu().detach(), 2),
+        CUT,
+    ),
+    Mistake("on the kink", _pair(torch.relu, lambda x: x + (-x).relu(), 0), KINK),
+    forbidden=LOOKED_UP,
+)
+def rewired(answer: Answer) -> Iterator[str]:
+    """Two networks, one function, two maps of Guided Backprop."""
+    (f, g), image = _built(answer(), 2)
+    size = float(image.abs().max()) or 1.0
+    noise = _noise((400, *image.shape[1:]), 0).to(image)
+    around = torch.cat([image, image + 0.01 * size * noise, image + 0.3 * size * noise])
+    positive = torch.cat([noise.abs() * size, noise.abs() * 10 * size])
+    anywhere = torch.cat([size * noise / 10, size * noise, 3 * size * noise, 30 * size * noise])
+    anywhere = torch.cat([anywhere, anywhere * (_noise(anywhere.shape, 1).to(image) > 0)])
+
+    every = torch.cat([anywhere, positive, around])
+    if float(_value(f, every).std()) < 1e-3 * size:
+        raise Wrong("f is the same for all images", NO_FUNCTION)
+    if not _equal(f, g, every):
+        raise Wrong(_difference(f, g, every), POSITIVE if _equal(f, g, positive) else DIFFERENT)
+    yield f"f and g agree on {len(every)} images"
+
+    directions = torch.cat([image, noise[:8] * size])
+    unit = float((_value(f, image + 0.1 * directions) - _value(f, image)).abs().max()) * 10
+    for one in (f, g):
+        _check_slope(one, image, directions, max(unit, 1e-3))
+    yield "so do their gradients"
+
+    try:
+        maps = [gradients.guided_backprop(one, image, 0) for one in (f, g)]
+    except ValueError as error:
+        raise Wrong(f"guided_backprop refuses a network: {error}", ONLY_RELUS) from None
+    slope = _slope(f, image)
+    largest = float(torch.stack([*maps, slope]).abs().max())
+    if not float((maps[0] - maps[1]).abs().max()) > 0.01 * largest:
+        clamps = float((maps[0] - slope).abs().max()) > 0.01 * largest
+        raise Wrong(
+            "Guided Backprop gives both the same map", SAME_WIRING if clamps else NOTHING_TO_CLAMP
+        )
+    yield "Guided Backprop gives them different maps"
+
+
+def _equal(f: nn.Module, g: nn.Module, images: Tensor) -> bool:
+    """Whether two networks agree up to rounding, in proportion to the size of each image."""
+    one, other = _value(f, images), _value(g, images)
+    scale = 1e-4 * torch.maximum(one.abs(), other.abs()).clamp(min=float(one.abs().mean()))
+    return bool(((one - other).abs() <= scale).all())
+
+
+def _difference(f: nn.Module, g: nn.Module, images: Tensor) -> str:
+    one, other = _value(f, images), _value(g, images)
+    at = int((one - other).abs().argmax())
+    return f"f and g are not equal: for one image f is {one[at]:.3g} and g is {other[at]:.3g}"
+
+
+# Shapley values -------------------------------------------------------------------------------
+
+Game = Callable[[frozenset[int]], float]
+
+
+def _shares(
+    value: Game,
+    players: int,
+    *,
+    weight: Callable[[int, int], float] = lambda n, size: 1 / (n * comb(n - 1, size)),
+    sizes: slice = slice(None),
+    nobody: bool = True,
+) -> Tensor:
+    """Σ_S weight · (v(S ∪ i) − v(S)), S of these sizes; without `nobody`, v(∅) is taken for 0."""
+
+    def worth(coalition: frozenset[int]) -> float:
+        return value(coalition) if coalition or nobody else 0.0
+
+    shares = torch.zeros(players, dtype=torch.float64)
+    for i in range(players):
+        others = [p for p in range(players) if p != i]
+        for size in range(players)[sizes]:
+            for members in combinations(others, size):
+                before = frozenset(members)
+                adds = worth(before | {i}) - worth(before)
+                shares[i] += weight(players, size) * adds
+    return shares
+
+
+def _in_one_order(value: Game, players: int) -> Tensor:
+    reached = [value(frozenset(range(k))) for k in range(players + 1)]
+    return torch.tensor(reached, dtype=torch.float64).diff()
+
+
+SHAPLEY_MISTAKES = (
+    Mistake(
+        "last",
+        functools.partial(_shares, weight=lambda n, size: 1.0, sizes=slice(-1, None)),
+        "that is what is lost when one player leaves all the others (occlusion). What does a "
+        "player add to smaller coalitions?",
+    ),
+    Mistake(
+        "first",
+        functools.partial(_shares, weight=lambda n, size: 1.0, sizes=slice(0, 1)),
+        "that is what each player reaches alone. What does it add where others are already in?",
+    ),
+    Mistake(
+        "all coalitions alike",
+        functools.partial(_shares, weight=lambda n, size: 2.0 ** (1 - n)),
+        "all coalitions count the same in it (that is Banzhaf's value). A coalition of size |S| "
+        "counts as often as it stands before player i in an order of all players.",
+    ),
+    Mistake(
+        "all sizes alike, and summed",
+        functools.partial(_shares, weight=lambda n, size: 1 / n),
+        "each size of S counts once, but there are many coalitions of one size: take their mean, "
+        "not their sum.",
+    ),
+    Mistake(
+        "nobody is worth nothing",
+        functools.partial(_shares, nobody=False),
+        "v(∅) need not be 0: of an image it is what the model says of the baseline.",
+    ),
+    Mistake(
+        "one order",
+        _in_one_order,
+        "that is one order of joining. Who comes late would get another share in another order: "
+        "take the mean over all of them.",
+    ),
+    Mistake(
+        "over all orders, not divided",
+        functools.partial(_shares, weight=lambda n, size: _orders(n) / (n * comb(n - 1, size))),
+        "you have added up all orders; a mean is that sum divided by the number of orders.",
+    ),
+)
+
+
+def _orders(players: int) -> int:
+    return sum(1 for _ in permutations(range(players)))
+
+
+@exercise("hw03.shapley_values", *SHAPLEY_MISTAKES, forbidden=("course_utils.shapley", "shap"))
+def shapley_values(answer: Answer) -> Iterator[str]:
+    """A game's Shapley values from their definition."""
+    compare(
+        answer,
+        _by_library,
+        [{"value": _game(players, players), "players": players} for players in (3, 4, 5)],
+        SHAPLEY_MISTAKES,
+        what="the tensor of shares",
+        hint="for each player, the mean of v(S ∪ i) − v(S) over all orders in which the players "
+        "could join, S being who came before i.",
+        tolerance=1e-4,
+    )
+    yield "the shares of games of three, four and five players are right"
+    for players in (1, 6):
+        case = {"value": _game(players, players), "players": players}
+        compare(
+            answer,
+            _by_library,
+            [case],
+            (),
+            what=f"a game of {players}: the result",
+            hint="nothing in the definition depends on how many players there are.",
+            tolerance=1e-4,
+        )
+    yield "of one player and of six, too"
+
+
+def _game(players: int, seed: int) -> Game:
+    """A random game in which also nobody reaches something."""
+    table = (3 * _noise((2**players,), seed) + 2).tolist()
+
+    def value(coalition: frozenset[int]) -> float:
+        return table[sum(2**player for player in set(coalition))]
+
+    return value
+
+
+def _by_library(value: Game, players: int) -> Tensor:
+    def values(coalitions: Tensor) -> Tensor:
+        members = [frozenset(row.nonzero()[:, 0].tolist()) for row in coalitions]
+        return torch.tensor([value(one) for one in members], dtype=torch.float64)
+
+    return shapley.exact_shapley(values, players, progress=False)
+
+
+# All axioms but one ---------------------------------------------------------------------------
+
+
+def _one_by_one(
+    model: nn.Module, images: Tensor, target: Tensor, *, greedy: bool = False, batch: bool = False
+) -> Tensor:
+    """Pixel by pixel the image takes the baseline's place; each gets what the score gains."""
+    maps = torch.zeros_like(images)
+    for n, image in enumerate(images):
+        order: Sequence[int] = range(image[0].numel())
+        x, shown = image.flatten(1), torch.zeros_like(image.flatten(1))
+        one = target[:1] if batch else target[n : n + 1]
+
+        def gained(now: Tensor, image: Tensor = image, one: Tensor = one) -> Tensor:
+            return _gained(model, now.view_as(image)[None], one, 0 * image[None])[0]
+
+        if greedy:
+            alone = perturbation.occlusion(model, image[None], one, window=1, stride=1)
+            order = alone.sum(1).flatten().abs().argsort(descending=True).tolist()
+        reached = gained(shown)
+        for pixel in order:
+            shown[:, pixel] = x[:, pixel]
+            now = gained(shown)
+            maps[n].flatten(1)[:, pixel] = (now - reached) / len(image)
+            reached = now
+    return maps
+
+
+def _to_one_place(place: int) -> Answer:
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        maps = torch.zeros_like(images)
+        maps[:, 0].flatten(1)[:, place] = _gained(model, images, target, 0 * images)
+        return maps
+
+    return method
+
+
+UNFAIR = {
+    "completeness": "what you hand out must add up to f(x) − f(0). Think of a way from 0 to x: "
+    "each step of it gains something, and all steps together gain the whole.",
+    "sensitivity": "if one pixel alone makes the difference, that pixel must get it, wherever "
+    "it is.",
+    "dummy": "what changes nothing must get nothing. A share must come from what the score does "
+    "when this pixel changes.",
+    "implementation invariance": "only what f says of images may count, or its gradient; not what "
+    "happens inside.",
+    "linearity": "the map of f + g must be the sum of the maps, so that the same recipe must be "
+    "followed for each network. Does something in yours (an order, a path, a scale) depend on the "
+    "network?",
+    "symmetry": "it treats equal pixels alike, so that it keeps all six. Somewhere a choice must "
+    "be made that prefers one place to another, the same choice for every network.",
+    "batch": "an image's map must not depend on what else is in the batch: each has its own class "
+    "in `target`.",
+}
+OTHER_PLACE = "whichever pixel it is, the promise holds: yours keeps it for some places only."
+
+
+@exercise(
+    "hw03.unfair",
+    # Called, not named: an answer may use them, too.
+    Mistake("symmetric", lambda *case: gradients.integrated_gradients(*case), UNFAIR["symmetry"]),
+    Mistake(
+        "each hidden alone",
+        lambda *case: perturbation.occlusion(*case, window=1, stride=1),
+        UNFAIR["completeness"],
+    ),
+    Mistake("all to the last", _to_one_place(-1), UNFAIR["sensitivity"]),
+    Mistake("all to the first", _to_one_place(0), OTHER_PLACE),
+    Mistake("equal shares", lambda *case: equal_shares(*case), UNFAIR["dummy"]),
+    Mistake("the largest first", functools.partial(_one_by_one, greedy=True), UNFAIR["linearity"]),
+    Mistake("one class for all", functools.partial(_one_by_one, batch=True), UNFAIR["batch"]),
+)
+def unfair(answer: Answer) -> Iterator[str]:
+    """A method that keeps all axioms but symmetry."""
+
+    def maps_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        with untouched(model, images):
+            maps = answer(model, images, target)
+        if not isinstance(maps, Tensor) or maps.shape not in (
+            images.shape,
+            images[:, 0].shape,
+        ):
+            came = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise Wrong(
+                f"the maps are {came}, wanted is {tuple(images.shape)}",
+                "return a number for each input value, (N, C, H, W), or each pixel, (N, H, W).",
+            )
+        if not maps.isfinite().all():
+            raise Wrong("the maps hold NaN or infinity", "do you divide by what can be 0?")
+        return maps.detach().double()
+
+    model = _random_network(2, 4).double()
+    images, target = _noise((2, 2, 2, 3), 3).double(), torch.tensor([3, 1])
+    maps = maps_of(model, images, target)
+    alone = [maps_of(model, images[n : n + 1], target[n : n + 1]) for n in range(2)]
+    if not torch.allclose(maps, torch.cat(alone), atol=1e-3 * float(maps.abs().max())):
+        raise Wrong("two images together get other maps than each alone", UNFAIR["batch"])
+    yield "a map for each image, with its own class"
+
+    verdicts = axioms(maps_of)
+    for axiom in AXIOMS:
+        if axiom != "symmetry":
+            verdict = verdicts[axiom]
+            if not verdict.holds:
+                raise Wrong(f"{axiom}: {verdict.counterexample}", UNFAIR[axiom])
+            yield f"{axiom}: not refuted"
+
+    _check_every_place(maps_of)
+    gained = _gained(model, images, target, 0 * images)
+    total, scale = maps.flatten(1).sum(1), maps.flatten(1).abs().sum(1)
+    if ((total - gained).abs() > 0.05 * scale).any():
+        raise Wrong(
+            "with two channels, two rows and four classes the maps do not sum to f(x) − f(0)",
+            "all channels of a pixel count, and the class is the one in `target`.",
+        )
+    yield "nor on larger images"
+
+    corner = _Of(lambda x: (x.sum(1) - 3).relu()).double()
+    four = maps_of(corner, torch.ones(1, 1, 1, 4).double(), torch.tensor([0]))
+    if verdicts["symmetry"].holds and float(four.max() - four.min()) < 0.05:
+        raise Wrong("symmetry: not refuted either", UNFAIR["symmetry"])
+    yield "symmetry: refuted"
+
+
+def _beyond_one(pixels: list[int], x: Tensor) -> Tensor:
+    return (x[:, pixels].sum(1) - 1).relu()
+
+
+def _check_every_place(maps_of: Answer) -> None:
+    """Sensitivity and dummy at each of five pixels."""
+    for place in range(5):
+        only = torch.zeros(1, 1, 1, 5).double()
+        only[..., place] = 2
+        saturated = _Of(lambda x: 1 - (1 - x.sum(1)).relu()).double()
+        (share,) = maps_of(saturated, only, torch.tensor([0]))[..., place].flatten()
+        if not share > 0.5:
+            raise Wrong(
+                f"x{place + 1} alone makes f differ, by 1, but gets {float(share):.2f}", OTHER_PLACE
+            )
+        others = [other for other in range(5) if other != place]
+        blind = _Of(functools.partial(_beyond_one, others)).double()
+        everywhere = torch.ones(1, 1, 1, 5).double()
+        (share,) = maps_of(blind, everywhere, torch.tensor([0]))[..., place].flatten()
+        if abs(float(share)) > 0.05:
+            raise Wrong(
+                f"f does not depend on x{place + 1}, but it gets {float(share):.2f}", OTHER_PLACE
+            )

@@ -1,0 +1,968 @@
+"""Homework 04, sanity checks: rank correlation, edges, random layers, the cascade, the verdict."""
+
+import copy
+import functools
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_utils import cam, gradients, models
+from course_utils.homework.checks import (
+    Answer,
+    Mistake,
+    Wrong,
+    compare,
+    exercise,
+    tensor_of,
+    untouched,
+)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=_seeded(seed), dtype=dtype)
+
+
+# 1 · Rank correlation
+
+
+def _ranks(row: np.ndarray, how: str) -> np.ndarray:
+    """The ranks of numbers (M,): how many are smaller, and half of those that are equal."""
+    sides = (np.searchsorted(np.sort(row), row, side) for side in ("left", "right"))
+    smaller, not_larger = sides
+    return {
+        "average": lambda: (smaller + not_larger + 1) / 2,
+        "min": lambda: smaller + 1.0,
+        "dense": lambda: np.unique(row, return_inverse=True)[1] + 1.0,
+        "ordinal": lambda: row.argsort(kind="stable").argsort() + 1.0,
+        "order": lambda: row.argsort(kind="stable") + 1.0,
+        "values": lambda: row,
+    }[how]()
+
+
+def _rank_correlation(
+    a: Tensor,
+    b: Tensor,
+    *,
+    ranks: str = "average",
+    whole: bool = False,
+    unsigned: bool = False,
+    short: bool = False,
+    constant: float = np.nan,
+) -> Tensor:
+    """Spearman's ρ of each image's two maps: two (N, H, W) → (N,)."""
+    rows = [maps.detach().double().flatten(1).numpy() for maps in (a, b)]
+    if unsigned:
+        rows = [np.abs(values) for values in rows]
+    if whole:
+        rows = [values.reshape(1, -1) for values in rows]
+    one, other = (np.stack([_ranks(row, ranks) for row in values]) for values in rows)
+    if short:
+        m = one.shape[1]
+        rho = 1 - 6 * ((one - other) ** 2).sum(1) / (m * (m**2 - 1))
+    else:
+        one, other = (values - values.mean(1, keepdims=True) for values in (one, other))
+        size = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+        rho = (one * other).sum(1) / np.where(size > 0, size, 1)
+    flat = np.any([np.ptp(values, axis=1) == 0 for values in rows], axis=0)
+    return torch.from_numpy(np.where(flat, constant, rho)).expand(len(a))
+
+
+NO_NUMBER = Mistake(
+    "constant",
+    partial(_rank_correlation, constant=0.0),
+    "all ranks of a map without contrast are equal, and the equation says 0 / 0. Neither 0 nor 1 "
+    "is an answer to that; say NaN, and only for this image.",
+)
+EACH_IMAGE = Mistake(
+    "whole batch",
+    partial(_rank_correlation, whole=True),
+    "rank the pixels of each image among themselves. One ranking over the whole batch compares the "
+    "images with each other, too.",
+)
+RANK_CORRELATION = (
+    Mistake(
+        "Pearson",
+        partial(_rank_correlation, ranks="values"),
+        "this is the correlation of the values. Put each pixel's rank within its map in place of "
+        "its value first.",
+    ),
+    Mistake(
+        "argsort once",
+        partial(_rank_correlation, ranks="order"),
+        "argsort says which pixel comes first, second, …; a rank says at which place a pixel "
+        "comes. The one is the inverse permutation of the other.",
+    ),
+    Mistake(
+        "ties in some order",
+        partial(_rank_correlation, ranks="ordinal"),
+        "equal values got different ranks, by where they lie in the picture. Give them all the "
+        "mean of the ranks that they take up together.",
+    ),
+    Mistake(
+        "dense ranks",
+        partial(_rank_correlation, ranks="dense"),
+        "these ranks number the different values. A value that occurs a hundred times takes up a "
+        "hundred ranks, and the next one comes after them.",
+    ),
+    Mistake(
+        "lowest of the tied ranks",
+        partial(_rank_correlation, ranks="min"),
+        "tied pixels got the first of the ranks that they take up together; wanted is the mean.",
+    ),
+    Mistake(
+        "short formula",
+        partial(_rank_correlation, short=True),
+        "the formula with 6 Σd² holds only where no two values are equal. Take Pearson's "
+        "correlation of the ranks, which always holds.",
+    ),
+    Mistake(
+        "unsigned",
+        partial(_rank_correlation, unsigned=True),
+        "the maps are compared as they come: without their signs a map and its negative are the "
+        "same. Whether to drop the sign is decided in Exercise 5.",
+    ),
+    EACH_IMAGE,
+    NO_NUMBER,
+)
+
+
+def _pair(n: int, height: int, width: int, seed: int, levels: float | None = None) -> list[Tensor]:
+    """Two batches of maps that have something in common; with `levels`, many values are equal."""
+    a = _normal(n, height, width, seed=seed)
+    b = a + _normal(n, height, width, seed=seed + 1)
+    b = b * torch.tensor([1.0, -1.0]).repeat(n)[:n, None, None]  # some agree, some contradict
+    if levels:
+        return [(a * levels).round().clamp(min=0) / levels, (b * levels).round() / levels]
+    # Other images have other units: heavy tails, another scale, another zero.
+    scale = torch.arange(1.0, n + 1)[:, None, None]
+    return [a.sinh() * scale - scale, (2 * b).sinh() / scale]
+
+
+@exercise(
+    "hw04.rank_correlation",
+    *RANK_CORRELATION,
+    forbidden=("scipy.stats", "pandas", "course_utils.sanity", "course_utils.lime"),
+)
+def _check_rank_correlation(answer: Answer) -> Iterator[str]:
+    pairs = [_pair(5, 9, 14, seed=0), _pair(4, 12, 8, seed=2, levels=1.5), _pair(1, 6, 6, seed=4)]
+    tied = _pair(3, 16, 16, seed=6, levels=4)
+    for a, b in pairs:
+        kept = a.clone(), b.clone()
+        got = tensor_of(answer(a, b), "the result")
+        if not (torch.equal(a, kept[0]) and torch.equal(b, kept[1])):
+            raise Wrong("the maps have changed", "work on copies of the maps.")
+        if got.shape != (len(a),):
+            raise Wrong(
+                f"{len(a)} images give {tuple(got.shape)}, wanted is ({len(a)},)", EACH_IMAGE.hint
+            )
+    yield "there is one number for each image, and the maps are left as they were"
+    compare(
+        answer,
+        _rank_correlation,
+        [{"a": a, "b": b} for a, b in (*pairs, tied)],
+        RANK_CORRELATION,
+        what="the rank correlation",
+        hint="go through the three steps: ranks within each map, ties get the mean of their "
+        "ranks, then Pearson's correlation of the ranks.",
+    )
+    yield "it is Spearman's, on maps with and without ties, each image on its own"
+    (a, b), wanted = pairs[0], _rank_correlation(*pairs[0])
+    for what, one, other, expected in (
+        ("a map with itself", a, a, torch.ones(len(a))),
+        ("a map with its negative", a, -a, -torch.ones(len(a))),
+        ("after a monotone change of one map", (a / 5).exp(), b, wanted),
+    ):
+        if not torch.allclose(tensor_of(answer(one, other), what), expected.double(), atol=1e-3):
+            raise Wrong(f"{what}: the number is not what it must be", "only ranks may count.")
+    yield "a map with itself gives 1, with its negative −1, and a monotone change changes nothing"
+    flat = a.clone()
+    flat[1], flat[3] = 0.0, 2.5
+    for one, other in ((flat, b), (b, flat)):
+        got = tensor_of(answer(one, other), "the result")
+        number = got.isnan().logical_not()
+        if number[[1, 3]].any() or not number[[0, 2, 4]].all():
+            which = "has a number" if number[[1, 3]].any() else "makes NaN of other images"
+            raise Wrong(f"a map without contrast {which}", NO_NUMBER.hint)
+    yield "a map without contrast gets NaN, and the others keep their number"
+
+
+# 2 · Edges
+
+
+def _edges(
+    images: Tensor,
+    *,
+    padding: str = "replicate",
+    join: str = "root",
+    middle: float = 2.0,
+    grey: bool = True,
+) -> Tensor:
+    """Sobel's edges of the mean over channels: (N, C, H, W) → (N, H, W)."""
+    x = images.detach().double()
+    if grey:
+        x = x.mean(1, keepdim=True)
+    rise = torch.tensor([[-1.0, 0, 1], [-middle, 0, middle], [-1, 0, 1]], dtype=torch.float64)
+    kernels = torch.stack([rise, rise.T])[:, None]
+    if padding != "none":
+        x = F.pad(x, (1, 1, 1, 1), mode=padding)
+    slopes = F.conv2d(x.flatten(0, 1)[:, None], kernels)
+    slopes = slopes.unflatten(0, x.shape[:2])  # (N, C or 1, 2, H, W)
+    size = {
+        "root": lambda: slopes.square().sum(2).sqrt(),
+        "abs": lambda: slopes.abs().sum(2),
+        "signed": lambda: slopes.sum(2),
+        "one way": lambda: slopes[:, :, 0].abs(),
+    }[join]()
+    return size.sum(1)
+
+
+def _scaled(function: Answer, images: Tensor) -> Tensor:
+    """Each image's map divided by its largest value: a unit does not matter here."""
+    before = images.clone()
+    maps = tensor_of(function(images), "the map")
+    if not torch.equal(images, before):
+        raise Wrong("the images have changed", "work on a copy of them.")
+    if maps.ndim != 3:
+        raise Wrong(
+            f"images {tuple(images.shape)} give {tuple(maps.shape)}",
+            "one map an image, without a channel: (N, H, W).",
+        )
+    return maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+EDGES = (
+    Mistake(
+        "zeros around",
+        partial(_edges, padding="constant"),
+        "there is a bright frame: a border of zeros is an edge that the picture does not have. Let "
+        "the picture go on outside with the values of its border.",
+    ),
+    Mistake(
+        "mirrored",
+        partial(_edges, padding="reflect"),
+        "this mirror leaves out the border's own pixels, and the slope across the border vanishes. "
+        "Let the picture go on outside with the values of its border.",
+    ),
+    Mistake(
+        "smaller map",
+        partial(_edges, padding="none"),
+        "a 3 × 3 kernel takes a pixel off at each side; pad the picture before, so that each pixel "
+        "of it has a value.",
+    ),
+    Mistake(
+        "one direction",
+        partial(_edges, join="one way"),
+        "edges of one direction only. Turn the kernel by a quarter, too, and put both slopes "
+        "together.",
+    ),
+    Mistake(
+        "signed sum",
+        partial(_edges, join="signed"),
+        "slopes up and slopes down cancel in a sum. The edge's strength is the length of the "
+        "vector of the two slopes.",
+    ),
+    Mistake(
+        "sum of magnitudes",
+        partial(_edges, join="abs"),
+        "an oblique edge comes out too strong. The length of a vector is the root of the sum of "
+        "squares.",
+    ),
+    Mistake(
+        "equal weights",
+        partial(_edges, middle=1.0),
+        "this is Prewitt's kernel; in Sobel's the middle row counts twice.",
+    ),
+    Mistake(
+        "each color",
+        partial(_edges, grey=False),
+        "edges are wanted of the grey picture: take the mean over the channels first.",
+    ),
+)
+
+
+@exercise(
+    "hw04.edges",
+    *EDGES,
+    forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.league"),
+)
+def _check_edges(answer: Answer) -> Iterator[str]:
+    square = torch.zeros(2, 3, 16, 12)
+    square[0, :, 4:9, 3:8], square[1, 1, 6:, :5] = 1.0, -2.0
+    noise = _normal(3, 3, 9, 13, seed=0)
+    cases = [noise, square, _normal(1, 1, 7, 7, seed=1) + 3, F.avg_pool2d(noise, 2) - 1]
+    compare(
+        partial(_scaled, answer),
+        partial(_scaled, _edges),
+        [{"images": images} for images in cases],
+        [Mistake(m.name, partial(_scaled, m.answer), m.hint) for m in EDGES],
+        what="the edge map",
+        hint="the steps are: mean over the channels, pad by one pixel, two slopes with Sobel's "
+        "kernels, the length of the vector of the two.",
+    )
+    yield "Sobel's edges of the grey picture, for one and three channels, as large as the picture"
+    if tensor_of(answer(torch.full((2, 3, 8, 9), 0.7)), "the map").abs().max() > 1e-4:
+        raise Wrong("an even picture has edges", EDGES[0].hint)
+    yield "an even picture has none"
+
+
+# 3 · Random layers
+
+
+def _tiny(classes: int, width: int, seed: int) -> nn.Module:
+    """A little network in eval mode, some of whose layers have names that are parts of others."""
+
+    def block(channels: int) -> list[tuple[str, nn.Module]]:
+        return [
+            ("conv1", nn.Conv2d(channels, width, 3, padding=1)),
+            ("bn1", nn.BatchNorm2d(width)),
+            ("relu", nn.ReLU(inplace=True)),
+        ]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = [("pool", nn.AdaptiveAvgPool2d(2)), ("flat", nn.Flatten())]
+        body = [*block(3), ("block", nn.Sequential(OrderedDict(block(width))))]
+        fc = ("fc", nn.Linear(4 * width, classes))
+        model = nn.Sequential(OrderedDict([*body, *head, fc]))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.5)
+                module.running_mean = 0.3 * torch.randn(width)
+                module.running_var = torch.rand(width) + 0.5
+    return model.eval()
+
+
+@functools.cache
+def _shipped() -> nn.Module:
+    return models.load("scenes", device="cpu").model
+
+
+def _randomized(
+    model: nn.Module,
+    layers: Sequence[str],
+    generator: torch.Generator,
+    *,
+    copied: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    only: Callable[[Tensor], bool] = lambda parameter: True,
+    inside: bool = True,
+    match: Callable[[str, Sequence[str]], bool] | None = None,
+    buffers: bool = False,
+    along: str = "all",
+    drawn: bool = False,
+) -> nn.Module:
+    """A copy with each parameter of the layers shuffled: the same values, in another order."""
+    result = copied(model)
+
+    def chosen(name: str) -> bool:
+        if match is not None:
+            return match(name, layers)
+        owner = name.rpartition(".")[0]
+        return any(owner == layer or (inside and name.startswith(f"{layer}.")) for layer in layers)
+
+    values: list[tuple[str, Tensor]] = list(result.named_parameters())
+    if buffers:
+        values += [pair for pair in result.named_buffers() if pair[1].numel() > 1]
+    with torch.no_grad():
+        for name, value in values:
+            if not (chosen(name) and only(value)):
+                continue
+            if drawn:
+                value.copy_(torch.randn(value.shape, generator=generator) * value.std())
+            elif along == "rows":
+                value.copy_(value[torch.randperm(len(value), generator=generator)])
+            else:
+                order = torch.randperm(value.numel(), generator=generator)
+                value.copy_(value.flatten()[order].view_as(value))
+    return result
+
+
+def _global(model: nn.Module, layers: Sequence[str], generator: torch.Generator) -> nn.Module:
+    return _randomized(model, layers, torch.default_generator)
+
+
+def _manual_seed(model: nn.Module, layers: Sequence[str], generator: torch.Generator) -> nn.Module:
+    torch.manual_seed(generator.initial_seed())
+    return _randomized(model, layers, torch.default_generator)
+
+
+def _always_the_same(
+    model: nn.Module, layers: Sequence[str], generator: torch.Generator
+) -> nn.Module:
+    return _randomized(model, layers, _seeded(0))
+
+
+def _part_of_the_name(name: str, layers: Sequence[str]) -> bool:
+    return any(layer in name for layer in layers)
+
+
+RANDOMIZED = (
+    Mistake(
+        "in place",
+        partial(_randomized, copied=lambda model: model),
+        "the function shuffles the model that it was given, and nothing is left to compare with. "
+        "Make a copy first.",
+    ),
+    Mistake(
+        "shallow copy",
+        partial(_randomized, copied=copy.copy),
+        "the copy shares its layers with the original: copy.copy copies the outermost object only. "
+        "You need a copy of everything inside, too.",
+    ),
+    Mistake(
+        "weights only",
+        partial(_randomized, only=lambda value: value.ndim > 1),
+        "weights are not all that was learnt: a layer's biases, and the scales and shifts of "
+        "BatchNorm, are parameters, too.",
+    ),
+    Mistake(
+        "nothing inside a block",
+        partial(_randomized, inside=False),
+        "a name such as layer4 means a block, whose parameters lie in the layers inside it. They "
+        "all belong to it.",
+    ),
+    Mistake(
+        "part of a name",
+        partial(_randomized, match=_part_of_the_name),
+        'parameters of other layers have changed, with similar names: "conv1" is also a part of '
+        '"layer4.0.conv1". Take the layer itself by its name.',
+    ),
+    Mistake(
+        "all layers",
+        partial(_randomized, match=lambda name, layers: True),
+        "parameters of layers that were not named have changed. Shuffle only what belongs to the "
+        "named ones.",
+    ),
+    Mistake(
+        "buffers, too",
+        partial(_randomized, buffers=True),
+        "BatchNorm's running mean and variance have changed. They are buffers, measured and not "
+        "learnt by descent; here they stay.",
+    ),
+    Mistake(
+        "whole rows",
+        partial(_randomized, along="rows"),
+        "whole filters have moved, and each of them still is what was learnt. Shuffle all numbers "
+        "of the tensor among each other.",
+    ),
+    Mistake(
+        "new numbers",
+        partial(_randomized, drawn=True),
+        "the values are not the old ones in another order. Drawing new ones is a check, too, but "
+        "here each tensor keeps its values, so that the layer's outputs keep about their size.",
+    ),
+    Mistake(
+        "without the generator",
+        _global,
+        "the shuffle ignores the generator: with equal generators two calls give different models, "
+        "and nobody can repeat the result.",
+    ),
+    Mistake(
+        "seed for everybody",
+        _manual_seed,
+        "torch's global random state has changed, for all the code that runs afterwards. Hand the "
+        "generator to the function that draws.",
+    ),
+    Mistake(
+        "always the same",
+        _always_the_same,
+        "another generator gives the same shuffle. Draw from the generator that comes in, not from "
+        "one that the function makes.",
+    ),
+)
+RANDOMIZED_HINT = {mistake.name: mistake.hint for mistake in RANDOMIZED}
+
+
+@exercise("hw04.randomized", *RANDOMIZED, forbidden=("course_utils.sanity",))
+def _check_randomized(answer: Answer) -> Iterator[str]:
+    hints = RANDOMIZED_HINT
+    for original, layers in (
+        (_tiny(8, 9, seed=0), ["fc", "block"]),
+        (_tiny(11, 8, seed=1), ["conv1"]),
+        (_shipped(), ["fc", "layer2", "conv1"]),
+    ):
+        model = copy.deepcopy(original)  # a wrong answer may spoil it
+        objects, flags = list(model.parameters()), [m.training for m in model.modules()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            state = torch.get_rng_state()
+            result = answer(model, layers, _seeded(5))
+            drawn = not torch.equal(state, torch.get_rng_state())
+        if not isinstance(result, nn.Module):
+            raise Wrong(
+                f"the result is {type(result).__name__}, wanted is a model",
+                "does the function end with return, and does it return the copy?",
+            )
+        same = all(a is b for a, b in zip(objects, model.parameters(), strict=True))
+        if not (same and _equal(model, original)):
+            raise Wrong(
+                "the original model has changed",
+                hints["in place" if result is model else "shallow copy"],
+            )
+        if result is model:
+            raise Wrong("the result is the model itself", hints["in place"])
+        _check_shuffled(original, result, layers)
+        if [m.training for m in result.modules()] != flags:
+            raise Wrong("the copy is in another mode", "a copy keeps the mode; leave it there.")
+        _check_generator(answer, model, layers, result, drawn)
+    yield "the named layers' parameters have their values in another order, biases too"
+    yield "other parameters, all buffers, the mode and the original are as they were"
+    yield "the generator alone decides: the same seed gives the same model, another another"
+    model = _tiny(8, 9, seed=0)
+    if not _equal(model, answer(model, [], _seeded(0))):
+        raise Wrong("with no layer named the copy differs", hints["all layers"])
+    twice = answer(answer(model, ["fc"], _seeded(0)), ["block"], _seeded(1))
+    once = answer(model, ["fc"], _seeded(0))
+    if not torch.equal(twice.fc.weight, once.fc.weight):
+        raise Wrong("a copy of a copy has lost the first one's layers", hints["all layers"])
+    yield "a copy can be copied again"
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _check_shuffled(original: nn.Module, result: nn.Module, layers: Sequence[str]) -> None:
+    """Raise `Wrong` unless just the parameters of the layers are shuffled."""
+    old, new = dict(original.named_parameters()), dict(result.named_parameters())
+    if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
+        raise Wrong("the copy has other parameters", "keep their names and shapes.")
+    inside = {name for name in old if any(name.startswith(f"{layer}.") for layer in layers)}
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    wrongly, left = changed - inside, inside - changed
+    if wrongly:
+        similar = all(_part_of_the_name(name, layers) for name in wrongly)
+        hint = RANDOMIZED_HINT["part of a name" if similar else "all layers"]
+        raise Wrong(f"{min(wrongly)} has changed, but {', '.join(layers)} was named", hint)
+    if left:
+        deep = all(name.count(".") > 1 for name in left) and any(old[n].ndim > 1 for n in left)
+        hint = RANDOMIZED_HINT["nothing inside a block" if deep else "weights only"]
+        raise Wrong(f"{min(left)} has not changed", hint)
+    for name in inside:
+        a, b = old[name].detach(), new[name].detach()
+        if not torch.equal(a.flatten().sort().values, b.flatten().sort().values):
+            raise Wrong(f"{name} has other values", RANDOMIZED_HINT["new numbers"])
+        if a.ndim > 1 and any(torch.allclose(_sums(a, axis), _sums(b, axis)) for axis in (0, 1)):
+            raise Wrong(f"{name} is not shuffled as a whole", RANDOMIZED_HINT["whole rows"])
+    for name, buffer in original.named_buffers():
+        if not torch.equal(buffer, dict(result.named_buffers())[name]):
+            raise Wrong(f"{name} has changed", RANDOMIZED_HINT["buffers, too"])
+
+
+def _sums(values: Tensor, axis: int) -> Tensor:
+    """Of each row or column, sorted: the same where whole ones moved, or values within them."""
+    return values.double().transpose(0, axis).flatten(1).sum(1).sort().values
+
+
+def _check_generator(
+    answer: Answer, model: nn.Module, layers: Sequence[str], result: nn.Module, drawn: bool
+) -> None:
+    """Raise `Wrong` unless the generator, and nothing else, decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        again, other = (answer(model, layers, _seeded(seed)) for seed in (5, 6))
+    if not _equal(result, again):
+        raise Wrong(
+            "equal generators give different models", RANDOMIZED_HINT["without the generator"]
+        )
+    if drawn:
+        raise Wrong("the global random state has changed", RANDOMIZED_HINT["seed for everybody"])
+    if _equal(result, other):
+        raise Wrong("different generators give the same model", RANDOMIZED_HINT["always the same"])
+
+
+# 4 · The cascade
+
+
+def _anew(model: nn.Module, layers: Sequence[str]) -> nn.Module:
+    """A copy whose named layers have random numbers that depend on nothing but their names.
+
+    So it does not matter to a cascade whether it takes a layer more from the last copy, or all
+    layers again from the original.
+    """
+    if isinstance(layers, str):
+        raise Wrong(
+            f"randomize was given {layers!r}", "it wants a list of names, also for a single layer."
+        )
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in result.named_parameters():
+            if any(name.startswith(f"{layer}.") for layer in layers):
+                noise = _normal(*parameter.shape, seed=zlib.crc32(name.encode()))
+                parameter.copy_(noise * parameter.std())
+    return result
+
+
+def _cascade(
+    model: nn.Module,
+    method: Callable[..., Tensor],
+    images: Tensor,
+    target: Tensor,
+    layers: Sequence[str],
+    randomize: Callable[[nn.Module, Sequence[str]], nn.Module],
+    *,
+    backwards: bool = True,
+    independent: bool = False,
+    first: bool = True,
+    used: bool = True,
+    aim: str = "target",
+    summed: bool = False,
+) -> Tensor:
+    """The maps of the model, and with one more layer random each time: (1 + L, N, …)."""
+    order = list(reversed(layers)) if backwards else list(layers)
+    maps = []
+    for k in range(len(order) + 1):
+        network = randomize(model, order[k - 1 : k] if independent else order[:k])
+        network = network if used else model
+        answering = {"target": None, "argmax": model, "argmax of each": network}[aim]
+        with torch.no_grad():
+            classes = answering(images.clone()).argmax(1) if answering else target
+        maps.append(method(network, images, classes))
+    result = torch.stack(maps if first else maps[1:])
+    return result.sum(2) if summed and result.ndim == 5 else result
+
+
+CASCADE = (
+    Mistake(
+        "from the input",
+        partial(_cascade, backwards=False),
+        "the first layers came first. The names come in the order in which the layers run; begin "
+        "with the one next to the output.",
+    ),
+    Mistake(
+        "one at a time",
+        partial(_cascade, independent=True),
+        "each time only one layer is random, and the others are as they were learnt. In a cascade "
+        "what is random stays random.",
+    ),
+    Mistake(
+        "new target",
+        partial(_cascade, aim="argmax of each"),
+        "the map of the random network is about another class, the one that this network answers. "
+        "Ask all of them for the target that was given.",
+    ),
+    Mistake(
+        "target ignored",
+        partial(_cascade, aim="argmax"),
+        "the maps are about the class that the model answers. Hand on the target that was given.",
+    ),
+    Mistake(
+        "no map of the model",
+        partial(_cascade, first=False),
+        "the map of the model as it is belongs in front, with no layer random: all others will be "
+        "compared with it.",
+    ),
+    Mistake(
+        "always the same model",
+        partial(_cascade, used=False),
+        "all maps are the same: randomize gives back a copy, and leaves the model that it is given "
+        "alone. Explain the copy.",
+    ),
+    Mistake(
+        "channels added",
+        partial(_cascade, summed=True),
+        "the channels have been added up. Keep the maps as the method gives them; what to do with "
+        "signs and channels is decided in Exercise 5.",
+    ),
+)
+
+
+@exercise("hw04.cascade", *CASCADE, forbidden=("course_utils.sanity",))
+def _check_cascade(answer: Answer) -> Iterator[str]:
+    few, shipped = ["conv1", "block", "fc"], ["conv1", "layer3", "fc"]
+    cases = []
+    for original, layers, method, size in (
+        (_tiny(8, 9, seed=0), few, gradients.gradient, (3, 3, 10, 13)),
+        (
+            _tiny(5, 8, seed=3),
+            [*few[:1], "bn1", *few[1:]],
+            gradients.input_x_gradient,
+            (2, 3, 9, 9),
+        ),
+        (_shipped(), shipped, cam.grad_cam, (2, 3, 64, 64)),
+    ):
+        images = _normal(*size, seed=4)
+        with torch.no_grad():
+            logits = original(images)
+        target = logits.topk(2).indices[:, 1]  # not what the model answers
+        cases.append((copy.deepcopy(original), method, images, target, layers, _anew))
+    names = ("model", "method", "images", "target", "layers", "randomize")
+
+    def kept(model: nn.Module, images: Tensor, layers: Sequence[str], **case: Any) -> Any:
+        before, names = copy.deepcopy(model), list(layers)
+        with untouched(model, images):
+            result = answer(model=model, images=images, layers=layers, **case)
+        if not _equal(before, model):
+            raise Wrong("the model has changed", "only the copies may be random.")
+        if layers != names:
+            raise Wrong("the list of layers has changed", "reversed(…) makes a new one.")
+        return result
+
+    compare(
+        kept,
+        _cascade,
+        [dict(zip(names, case, strict=True)) for case in cases],
+        CASCADE,
+        what="the stack of maps",
+        hint="one map of the model as it is, then one after each layer, from the output to the "
+        "input, that has become random.",
+    )
+    yield "the maps are those of a cascade, on three networks and with three methods"
+    yield "the model, the images and the list of layers are left as they were"
+
+
+# 5 · Similarity
+
+
+def _similarities(
+    maps: Tensor,
+    correlation: Callable[[Tensor, Tensor], Tensor],
+    signed: bool,
+    *,
+    sign: str = "as wanted",
+    pool: str = "sum",
+    before: bool = False,
+    mean: bool = False,
+) -> Tensor:
+    """How like the first map is each step's? (1 + L, N, C, H, W), or without C, → (1 + L, N)."""
+    if sign != "late" and ((not signed and sign != "never") or sign == "always"):
+        maps = maps.abs()
+    if maps.ndim == 5:
+        maps = maps.sum(2) if pool == "sum" else maps.amax(2)
+    if sign == "late" and not signed:
+        maps = maps.abs()
+    wanted = maps[:1].expand_as(maps) if not before else torch.cat([maps[:1], maps[:-1]])
+    result = torch.stack([correlation(a, b) for a, b in zip(wanted, maps, strict=True)])
+    return result.mean(1, keepdim=True).expand_as(result) if mean else result
+
+
+SIMILARITIES = (
+    Mistake(
+        "abs after the sum",
+        partial(_similarities, sign="late"),
+        "the channels have cancelled before the sign was dropped. Magnitudes first, then the sum "
+        "over the channels.",
+    ),
+    Mistake(
+        "always abs",
+        partial(_similarities, sign="always"),
+        "the signs are dropped although signed is True. Then a map and its negative would be the "
+        "same.",
+    ),
+    Mistake(
+        "never abs",
+        partial(_similarities, sign="never"),
+        "with signed=False only the magnitudes are to be compared, but the signs are still there.",
+    ),
+    Mistake(
+        "step by step",
+        partial(_similarities, before=True),
+        "each map is compared with the one before it. Many small steps may lead far away: compare "
+        "all of them with the first.",
+    ),
+    Mistake(
+        "largest channel",
+        partial(_similarities, pool="max"),
+        "the channels are to be added up, not the largest one taken.",
+    ),
+    Mistake(
+        "mean over the images",
+        partial(_similarities, mean=True),
+        "keep one number for each image; how they differ is wanted later.",
+    ),
+)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """A right answer to Exercise 1, which says so where it is given something else."""
+    for maps in (a, b):
+        if not isinstance(maps, Tensor) or maps.ndim != 3 or a.shape != b.shape:
+            shapes = " and ".join(str(tuple(getattr(x, "shape", ()))) for x in (a, b))
+            raise Wrong(
+                f"correlation was given maps of shapes {shapes}",
+                "it wants two batches (N, H, W): the first step's and another step's, without "
+                "channels. A method without channels, such as Grad-CAM, gives one dimension less.",
+            )
+    return _rank_correlation(a, b)
+
+
+@exercise("hw04.similarities", *SIMILARITIES, forbidden=("course_utils.sanity",))
+def _check_similarities(answer: Answer) -> Iterator[str]:
+    stacks = []
+    for shape, seed in (((4, 3, 3, 7, 9), 0), ((5, 4, 8, 6), 1), ((3, 2, 2, 6, 6), 2)):
+        # A walk: each step is like the one before, and less and less like the first.
+        maps = _normal(*shape, seed=seed).cumsum(0)
+        maps[1::2] *= -1
+        stacks.append(maps)
+
+    def kept(maps: Tensor, **case: Any) -> Any:
+        before = maps.clone()
+        result = answer(maps=maps, **case)
+        if not torch.equal(maps, before):
+            raise Wrong("the maps have changed", "work on a copy: abs_() changes its tensor.")
+        return result
+
+    compare(
+        kept,
+        _similarities,
+        [
+            {"maps": maps, "correlation": _correlation, "signed": signed}
+            for maps in stacks
+            for signed in (True, False)
+        ],
+        SIMILARITIES,
+        what="the table of similarities",
+        hint="drop the signs or not, add up the channels where there are any, and compare each "
+        "step's maps with the first step's.",
+    )
+    yield "signed and unsigned, with and without channels, each step is compared with the first"
+    yield "the maps are left as they were"
+
+
+# 6 · The verdict
+
+
+def _layers_needed(
+    similarity: Tensor,
+    control: Tensor,
+    margin: float,
+    *,
+    center: Callable[..., Any] = np.nanmedian,
+    apart: bool = False,
+    for_good: bool = True,
+    compared: bool = True,
+    unsigned: bool = False,
+    shift: int = 0,
+) -> int | None:
+    """How many layers must be random before the maps are no more alike than the control?"""
+    table, limit = similarity.double().numpy(), control.double().numpy()
+    if apart:
+        excess = center(table, axis=1) - np.median(limit)
+    else:
+        excess = center(table - limit if compared else table, axis=1)
+    gone = (np.abs(excess) if unsigned else excess) <= margin
+    if for_good:  # gone here and at all later steps
+        gone = np.logical_and.accumulate(gone[::-1])[::-1]
+    return int(gone.argmax()) + shift if gone.any() else None
+
+
+LAYERS_NEEDED = (
+    Mistake(
+        "first fall",
+        partial(_layers_needed, for_good=False),
+        "a curve may dip and come back by accident. Count from where it stays down, at all later "
+        "steps.",
+    ),
+    Mistake(
+        "no control",
+        partial(_layers_needed, compared=False),
+        "the similarity itself is compared with the margin. Wanted is what it has in excess of the "
+        "control of the same image.",
+    ),
+    Mistake(
+        "NaN counts",
+        partial(_layers_needed, center=np.median),
+        "one image without a number makes the median of all NaN. Leave such images out.",
+    ),
+    Mistake(
+        "mean",
+        partial(_layers_needed, center=np.nanmean),
+        "a single odd image pulls the mean; the median is wanted.",
+    ),
+    Mistake(
+        "difference of medians",
+        partial(_layers_needed, apart=True),
+        "each image has its own control: subtract image by image first, then take the median.",
+    ),
+    Mistake(
+        "less alike is different",
+        partial(_layers_needed, unsigned=True),
+        "a similarity far below the control is not alike, either: the excess may be as negative as "
+        "it likes.",
+    ),
+    Mistake(
+        "off by one",
+        partial(_layers_needed, shift=-1),
+        "row 0 is the model as it is, with no layer random; so row k has k random layers.",
+    ),
+)
+
+
+def _tables() -> list[tuple[Tensor, Tensor, float]]:
+    """Similarities (1 + L, N), controls (N,) and margins, none of them on the edge."""
+    nan = float("nan")
+    plain = torch.tensor([1.0, 0.9, 0.6, 0.2, 0.1])[:, None] + torch.tensor([-0.05, 0, 0.05])
+    back = torch.tensor([1.0, 0.0, 0.9, 0.1, 0.0, 0.1])[:, None] + torch.tensor([-0.02, 0, 0.03])
+    holes = plain.repeat(1, 2)[:, :5].clone()
+    holes[2, 0] = holes[3, 3] = holes[4, 1] = holes[4, 2] = nan
+    odd = torch.tensor([1.0, 0.3, 0.2, 0.1])[:, None].repeat(1, 5)
+    odd[1:, 0] = 0.95
+    odd[1:, 1] = 0.9
+    opposite = torch.tensor([1.0, 0.8, -0.7, -0.9])[:, None] + torch.tensor([0.0, 0.02, 0.03])
+    own = torch.tensor([[1.0, 1.0, 1.0], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]])
+    none = torch.full((4, 3), 1.0)
+    low, high = torch.tensor([0.1, 0.05, 0.12]), torch.tensor([0.5, 0.45, 0.4])
+    wide = torch.tensor([0.1, 0.1, 0.1, 0.05, 0.02])
+    tables = [
+        (plain, low, 0.2),
+        (plain, high, 0.2),
+        (plain, low, 0.4),
+        (back, low, 0.2),
+        (holes, wide, 0.2),
+        (odd, wide, 0.3),
+        (opposite, low, 0.2),
+        (own, torch.tensor([0.1, 0.6, 0.4]), 0.15),
+        (none, low, 0.2),
+    ]
+    for seed in range(12):
+        walk = 1 - torch.rand(6, 5, generator=_seeded(seed)).cumsum(0).roll(1, 0) * 0.4
+        walk[0] = 1.0
+        control = torch.rand(5, generator=_seeded(100 + seed)) * 0.6 - 0.2
+        tables.append((walk, control, 0.1 + 0.02 * seed))
+    return tables
+
+
+@exercise("hw04.layers_needed", *LAYERS_NEEDED, forbidden=("course_utils.sanity",))
+def _check_layers_needed(answer: Answer) -> Iterator[str]:
+    tables = _tables()
+    got = [_whole(answer(*table)) for table in tables]
+    wanted = [_layers_needed(*table) for table in tables]
+    if got != wanted:
+        with np.errstate(all="ignore"):
+            known = {m.hint: [m.answer(*table) for table in tables] for m in LAYERS_NEEDED}
+        hint = "subtract, take the median over the images, and find from where on it stays small."
+        hint = next((hint for hint, results in known.items() if results == got), hint)
+        number = next(i for i, (g, w) in enumerate(zip(got, wanted, strict=True)) if g != w)
+        steps, n = tables[number][0].shape
+        raise Wrong(
+            f"of {n} images and {steps - 1} layers: {got[number]}, wanted is {wanted[number]}", hint
+        )
+    yield "on 21 tables of similarities the number of layers is right"
+    yield "where the map never lets go it is None"
+
+
+def _whole(result: object) -> int | None:
+    """A whole number in any of its forms, or None."""
+    if result is None:
+        return None
+    try:
+        number = float(result)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        raise Wrong(
+            f"the result is {result!r}", "return a whole number of layers, or None for never."
+        )
+    return int(number)

@@ -1,0 +1,544 @@
+"""Homework 03: right answers in other manners pass, and wrong ones get the hint one would want."""
+
+import functools
+import random
+from collections.abc import Callable
+from itertools import combinations, permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_utils import axioms as library
+from course_utils import gradients, propagation, shapley
+from course_utils.homework import Wrong, check, hw03
+from course_utils.methods import AXIOMS, METHODS
+from tests import networks
+
+OCCLUSION = {"sensitivity", "dummy", "implementation invariance", "linearity", "symmetry"}
+TABLE = {
+    "absolute_gradient": {"dummy", "implementation invariance", "symmetry"},
+    "integrated_gradients": {*AXIOMS},
+    "occlusion": OCCLUSION,
+    "guided_backprop": set(),
+    "deeplift": {"completeness", "sensitivity", "linearity"},
+    "equal_shares": OCCLUSION - {"dummy"} | {"completeness"},
+}
+
+
+def refused(name: str, answer: Callable[..., Any]) -> Wrong:
+    with pytest.raises(Wrong) as wrong:
+        check(f"hw03.{name}", answer)
+    return wrong.value
+
+
+# The table ------------------------------------------------------------------------------------
+
+
+def test_the_two_new_methods() -> None:
+    model, images = networks.make("Functional").double().eval(), networks.batch(dtype=torch.double)
+    target = torch.tensor([4, 0, 2])
+    slopes = gradients.gradient(model, images, target)
+    assert torch.equal(hw03.absolute_gradient(model, images, target), slopes.abs())
+    baseline = torch.full_like(images, 0.5)
+    shares = hw03.equal_shares(model, images, target, baseline=baseline)
+    gained = (model(images) - model(baseline)).gather(1, target[:, None])
+    assert torch.allclose(shares.flatten(1).sum(1, keepdim=True), gained)
+    assert all(share.unique().numel() == 1 for share in shares)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: TABLE,
+        lambda: {name: sorted(kept, reverse=True) for name, kept in reversed(TABLE.items())},
+        lambda: {name: dict.fromkeys(kept, "because") for name, kept in TABLE.items()},
+    ],
+    ids=["sets", "lists", "with reasons"],
+)
+def test_table_passes(answer: Callable[[], Any]) -> None:
+    check("hw03.promises", answer)
+
+
+def test_library_is_as_it_was_after_the_table() -> None:
+    before = list(METHODS.items())
+    check("hw03.promises", lambda: TABLE)
+    assert list(METHODS.items()) == before
+    assert METHODS["deeplift"].axioms == TABLE["deeplift"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("axiom", AXIOMS)
+def test_each_wrong_verdict_is_found(name: str, axiom: str) -> None:
+    wrong = refused("promises", lambda: {**TABLE, name: TABLE[name] ^ {axiom}})
+    assert wrong.what.startswith(f"{name}: not all six")
+    assert wrong.hint.startswith(f"{name}: ")
+    assert axiom not in wrong.what  # two tries would tell
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda: {name: set() for name in TABLE}, "none of the library's methods"),
+        (lambda: {name: {"dummy"} for name in TABLE}, "all methods have the same"),
+        (lambda: None, "the table holds NoneType"),
+        (lambda: {}, "the table holds nothing"),
+        (lambda: {**TABLE, "lrp": set()}, "lrp"),
+        (lambda: {**TABLE, "deeplift": "completeness"}, "is no set of axioms"),
+        (lambda: {**TABLE, "deeplift": {"complete"}}, "is no set of axioms"),
+        (lambda: {n: METHODS[n].axioms if n in METHODS else k for n, k in TABLE.items()}, "none"),
+        (
+            lambda: {
+                n: {a for a, v in library.axioms(METHODS[n]).items() if v.holds}
+                if n in METHODS
+                else k
+                for n, k in TABLE.items()
+            },
+            "the answer calls course_utils.axioms.axioms",
+        ),
+    ],
+)
+def test_table_refused(answer: Callable[[], Any], words: str) -> None:
+    assert words in refused("promises", answer).what
+
+
+# The gap --------------------------------------------------------------------------------------
+
+
+def gap_in_a_loop(
+    maps: Tensor, model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor
+) -> Tensor:
+    gaps = []
+    for n in range(len(images)):
+        start = torch.zeros_like(images[n : n + 1]) + baseline[n % len(baseline)]
+        both = model(torch.cat([images[n : n + 1], start])).double()[:, target[n]]
+        gaps.append(abs(maps[n].double().sum() / (both[0] - both[1]) - 1))
+    return torch.stack(gaps)
+
+
+def gap_by_einsum(
+    maps: Tensor, model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor
+) -> Tensor:
+    chosen = F.one_hot(target, model(images).shape[1]).float()
+    score = functools.partial(torch.einsum, "nk,nk->n", chosen)
+    gained = score(model(images)) - score(model(torch.broadcast_to(baseline, images.shape)))
+    return ((torch.einsum("nchw->n", maps) - gained) / gained).abs()
+
+
+@pytest.mark.parametrize("answer", [gap_in_a_loop, gap_by_einsum])
+def test_gap_passes(answer: Callable[..., Tensor]) -> None:
+    check("hw03.completeness_gap", answer)
+
+
+def gap(
+    maps: Tensor, model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor
+) -> dict[str, Tensor]:
+    """Wrong gaps, written afresh."""
+    rows = range(len(images))
+    end, start = model(images).detach(), model(baseline + 0 * images).detach()
+    total = maps.sum((1, 2, 3))
+    return {
+        "baseline": (total - end[rows, target]).abs() / end[rows, target].abs(),
+        "probability": (
+            total - (end.softmax(1)[rows, target] - start.softmax(1)[rows, target])
+        ).abs()
+        / (end.softmax(1)[rows, target] - start.softmax(1)[rows, target]).abs(),
+        "sign": (total - (end - start)[rows, target]) / (end - start)[rows, target].abs(),
+        "share": (total - (end - start)[rows, target]).abs(),
+        "map's sum": (total - (end - start)[rows, target]).abs() / total.abs(),
+        "wanted": (total - (end - start)[rows, target]).abs().mean(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["baseline", "probability", "sign", "share", "map's sum"])
+def test_gap_refused(kind: str) -> None:
+    assert kind in refused("completeness_gap", lambda **case: gap(**case)[kind]).hint
+
+
+def test_gap_of_one_number_for_all_or_left_traces() -> None:
+    wrong = refused("completeness_gap", lambda **case: gap(**case)["wanted"])
+    assert "wanted is (3,)" in wrong.what
+    assert "off" in refused("completeness_gap", lambda maps, **_: torch.zeros(len(maps))).what
+    first = refused(
+        "completeness_gap", lambda **case: gap_in_a_loop(**case)[:1].expand(len(case["maps"]))
+    )
+    assert "off" in first.what
+
+    def backward(maps: Tensor, model: nn.Module, **case: Any) -> Tensor:
+        model.train()
+        return gap_by_einsum(maps, model.eval(), **case)
+
+    check("hw03.completeness_gap", backward)  # the mode is given back
+
+    def trained(maps: Tensor, model: nn.Module, **case: Any) -> Tensor:
+        result = gap_by_einsum(maps, model, **case)
+        model.train()
+        return result
+
+    assert "mode" in refused("completeness_gap", trained).what
+
+
+# Networks of one's own ------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """Linear layers with these weights and biases, and an activation between them."""
+
+    def __init__(self, *layers: tuple[list, list], activation: Callable = torch.relu) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.tensor(w) for w, _ in layers])
+        self.biases = nn.ParameterList([torch.tensor(b) for _, b in layers])
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = F.linear(self.activation(x) if number else x, w, b)
+        return x
+
+
+class Of(nn.Module):
+    def __init__(self, formula: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.formula(x).reshape(len(x), -1)
+
+
+def row(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float).view(1, 1, 1, -1)
+
+
+def convolution() -> tuple[nn.Module, Tensor]:
+    """min(pixel, 1) of a colour picture, summed over its places, and a second class."""
+    first, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+    with torch.no_grad():
+        for parameter, value in zip(
+            [*first.parameters(), *last.parameters()], (-1, 1, -1, 0), strict=True
+        ):
+            parameter.fill_(value)
+    network = nn.Sequential(first, nn.ReLU(inplace=True), last, nn.AdaptiveAvgPool2d(1))
+    image = torch.zeros(1, 3, 2, 2)
+    image[0, :, 1, 0] = torch.tensor([2.0, 0.5, 1.0])
+    return nn.Sequential(network, nn.Flatten()), image
+
+
+SPOTS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "layers": lambda: (Layers(([[-1.0]], [1.0]), ([[-1.0]], [1.0])), row(3)),
+    "negative pixel": lambda: (Of(lambda x: F.relu(x + 1) - 7), row(-2)),
+    "convolution": convolution,
+    "saturated sigmoid": lambda: (Of(torch.sigmoid), row(30)),
+    "steep sigmoid": lambda: (Of(lambda x: torch.sigmoid(1000 * (x - 1))), row(2)),
+    "stationary": lambda: (Of(lambda x: 3 * x * (2 - x)), row(1)),
+    "minimum": lambda: (Of(lambda x: torch.minimum(x, torch.ones_like(x))), row(5)),
+    "clamp, in double": lambda: (Of(lambda x: x.clamp(max=1)[..., 1]), row(0, 9).double()),
+    "small numbers": lambda: (Of(lambda x: 0.02 * x.clamp(max=1)), row(4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOTS)
+def test_spot_passes(name: str) -> None:
+    check("hw03.blind_spot", SPOTS[name])
+
+
+@pytest.mark.parametrize(
+    ("f", "image", "hint"),
+    [
+        (lambda x: 0 * x, row(2), hw03.CONSTANT),
+        (lambda x: x.clamp(max=1)[..., :1], row(0, 2), hw03.CONSTANT),  # the other pixel
+        (torch.tanh, row(1), hw03.NOT_FLAT),
+        (lambda x: x.clamp(max=1).sum(3), row(2, 3), hw03.TWO_PIXELS),
+        (lambda x: x.clamp(max=1), 0 * row(2), hw03.TWO_PIXELS),
+        (lambda x: 1 - F.relu(1 - x), row(1.0), hw03.KINK),
+        (lambda x: 1 - F.relu(1 - x), row(1.001), hw03.KINK),
+        (lambda x: torch.round(x), row(2), hw03.JUMP),
+        (lambda x: torch.sign(x), row(2), hw03.JUMP),
+        (lambda x: x.data * 2, row(2), hw03.CUT),
+        (lambda x: x.detach() + 0 * x, row(2), hw03.CUT),
+        (lambda x: (x > 0) * x.detach() + F.relu(1 - x), row(2), hw03.CUT),
+    ],
+)
+def test_spot_refused(f: Callable[[Tensor], Tensor], image: Tensor, hint: str) -> None:
+    assert refused("blind_spot", lambda: (Of(f), image)).hint == hint
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (None, "NoneType came back"),
+        ((Of(torch.relu),), "tuple came back"),
+        ((torch.relu, row(2)), "wanted is an nn.Module"),
+        ((Of, row(2)), "wanted is an nn.Module"),
+        ((Of(torch.relu), torch.tensor([2.0])), "wanted is (1, C, H, W)"),
+        ((Of(torch.relu), 2.0), "wanted is (1, C, H, W)"),
+        ((Of(torch.relu), torch.ones(1, 1, 1, 1, dtype=torch.long)), "floating point"),
+        ((Of(torch.relu), torch.ones(1, 3, 128, 128)), "has 49152 values"),
+        ((nn.Flatten(0), row(2)), "wanted are logits"),
+        ((library._saturating(), row(2, 0).double()), "the library's"),
+    ],
+)
+def test_what_is_no_network_and_image(result: object, words: str) -> None:
+    assert words in refused("blind_spot", lambda: result).what
+
+
+# One function, two networks -------------------------------------------------------------------
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x| of each pixel, summed, by two ReLUs."""
+    return (F.relu(x) + F.relu(-x)).sum((1, 2, 3))
+
+
+def permuted() -> tuple[nn.Module, nn.Module, Tensor]:
+    """Two hidden units; in g one of them is split in three, one of them negative."""
+    f = Layers(([[1.0, -2.0], [0.5, 1.0]], [0.5, 0.0]), ([[1.0, -1.0]], [0.0]))
+    split = [[1.0, -2.0], [1.5, 3.0], [0.5, 1.0], [0.5, 1.0]]
+    g = Layers((split, [0.5, 0.0, 0.0, 0.0]), ([[1.0, -1.0, 1.0, 1.0]], [0.0]))
+    return f, g, row(3, 1)
+
+
+PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module, Tensor]]] = {
+    "relu − relu": lambda: (
+        Of(lambda x: 2 * F.relu(x)), Of(lambda x: F.relu(5 * x) - 3 * F.relu(x)), row(2)
+    ),
+    "minimum": lambda: (  # min(a, b) by the one or by the other, and 0 · relu for the rule's sake
+        Of(lambda x: x[..., 0] - F.relu(x[..., 0] - x[..., 1])),
+        Of(lambda x: x[..., 1] - F.relu(x[..., 1] - x[..., 0])),
+        row(2, 1),
+    ),
+    "absolute value": lambda: (
+        Of(absolute), Of(lambda x: absolute(2 * x) - absolute(x)), row(-2, 1)
+    ),
+    "split units": permuted,
+    "identity": lambda: (
+        Of(lambda x: F.relu(x) - F.relu(-x)), Of(lambda x: 2 * F.relu(x) - F.relu(2 * x) + x
+        + 0 * F.relu(x)), row(-3)
+    ),
+    "in double": lambda: (
+        Of(lambda x: 1 - F.relu(1 - x)), Of(lambda x: x - F.relu(x - 1)), row(0.25).double()
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pair_passes(name: str) -> None:
+    check("hw03.rewired", PAIRS[name])
+
+
+@pytest.mark.parametrize(
+    ("f", "g", "image", "hint"),
+    [
+        (F.relu, lambda x: x * (x > -1), row(2), hw03.POSITIVE),
+        (F.relu, lambda x: 1.01 * F.relu(x), row(2), hw03.DIFFERENT),
+        (F.relu, lambda x: F.relu(x) + F.relu(x - 50), row(2), hw03.DIFFERENT),
+        (F.relu, lambda x: F.relu(x) - F.relu(x - 1e3), row(2e2), hw03.DIFFERENT),
+        (F.relu, F.relu, row(2), hw03.NOTHING_TO_CLAMP),
+        (lambda x: -F.relu(x) + x, lambda x: x - F.relu(x), row(2), hw03.SAME_WIRING),
+        (lambda x: 0 * x, lambda x: F.relu(2 * x) - 2 * F.relu(x), row(2), hw03.NO_FUNCTION),
+        (torch.tanh, lambda x: 2 * torch.sigmoid(2 * x) - 1, row(2), hw03.ONLY_RELUS),
+        (lambda x: 3 * x, lambda x: F.relu(3 * x) - F.relu(-3 * x), row(2), hw03.ONLY_RELUS),
+        (F.relu, lambda x: F.relu(x.detach()) + 0 * x, row(2), hw03.CUT),
+        (F.relu, lambda x: 2 * F.relu(x) - F.relu(x.detach()), row(2), hw03.CUT),
+        (F.relu, lambda x: F.relu(2 * x) - F.relu(x), row(0), hw03.KINK),
+        (F.relu, lambda x: F.relu(2 * x) - F.relu(x), row(1e-9, 3), hw03.KINK),
+    ],
+)
+def test_pair_refused(f: Callable, g: Callable, image: Tensor, hint: str) -> None:
+    assert refused("rewired", lambda: (Of(f), Of(g), image)).hint == hint
+
+
+def test_pair_of_the_library_is_refused() -> None:
+    verdict = library.axioms(METHODS["guided_backprop"])["implementation invariance"]
+    assert verdict.counterexample is not None
+    f, g = verdict.counterexample.networks
+    image = verdict.counterexample.image
+    assert "the library's" in refused("rewired", lambda: (f, g, image)).what
+    assert "calls course_utils.axioms" in refused("rewired", library._shifted).what
+
+
+# Shapley --------------------------------------------------------------------------------------
+
+
+def by_orders(value: hw03.Game, players: int) -> Tensor:
+    shares = torch.zeros(players)
+    count = 0
+    for order in permutations(range(players)):
+        reached = [value(frozenset(order[:k])) for k in range(players + 1)]
+        shares[list(order)] += torch.tensor(reached).diff()
+        count += 1
+    return shares / count
+
+
+def by_subsets(value: hw03.Game, players: int) -> Tensor:
+    """Each size's mean, then the mean of the sizes."""
+    shares = []
+    for i in range(players):
+        others = frozenset(range(players)) - {i}
+        sizes = []
+        for size in range(players):
+            sets = [frozenset(s) for s in combinations(others, size)]
+            sizes.append(sum(value(s | {i}) - value(s) for s in sets) / len(sets))
+        shares.append(sum(sizes) / players)
+    return torch.tensor(shares)
+
+
+def by_dividends(value: hw03.Game, players: int) -> Tensor:
+    """Harsanyi: what each coalition adds to its parts, in equal shares to its members."""
+    sets = [frozenset(s) for n in range(players + 1) for s in combinations(range(players), n)]
+    dividends: dict[frozenset[int], float] = {}
+    for s in sets:
+        dividends[s] = value(s) - sum(d for part, d in dividends.items() if part < s)
+    shares = [sum(d / len(s) for s, d in dividends.items() if i in s) for i in range(players)]
+    return torch.tensor(shares)
+
+
+@pytest.mark.parametrize("answer", [by_orders, by_subsets, by_dividends])
+def test_shapley_passes(answer: Callable[..., Tensor]) -> None:
+    check("hw03.shapley_values", answer)
+
+
+def of_all(value: hw03.Game, players: int) -> tuple[list[float], float, float]:
+    everyone = frozenset(range(players))
+    lost = [value(everyone) - value(everyone - {i}) for i in range(players)]
+    return lost, value(everyone), value(frozenset())
+
+
+def scaled(value: hw03.Game, players: int) -> Tensor:
+    lost, most, least = of_all(value, players)
+    return torch.tensor(lost) / sum(lost) * (most - least)
+
+
+def sampled(value: hw03.Game, players: int) -> Tensor:
+    draw = random.Random(0)
+    shares = torch.zeros(players)
+    for _ in range(20):
+        order = draw.sample(range(players), players)
+        reached = [value(frozenset(order[:k])) for k in range(players + 1)]
+        shares[order] += torch.tensor(reached).diff() / 20
+    return shares
+
+
+def banzhaf(value: hw03.Game, players: int) -> Tensor:
+    shares = torch.zeros(players)
+    for number in range(2**players):
+        s = frozenset(i for i in range(players) if number >> i & 1)
+        for i in set(range(players)) - s:
+            shares[i] += (value(s | {i}) - value(s)) / 2 ** (players - 1)
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda value, players: torch.tensor(of_all(value, players)[0]), "occlusion"),
+        (banzhaf, "Banzhaf"),
+        (scaled, "the mean of"),
+        (sampled, "the mean of"),
+        (lambda value, players: torch.full((players,), 0.5), "the mean of"),
+        (lambda value, players: by_orders(value, players).roll(1), "the mean of"),
+        (lambda value, players: by_orders(hw03._game(3, 3), 3), "the mean of"),
+        (lambda value, players: by_orders(value, players).sum(), "the mean of"),
+        (lambda value, players: by_orders(value, players).tolist(), "what does it return"),
+        (lambda value, players: by_orders(value, min(players, 5)), "how many players"),
+        (lambda value, players: shapley.exact_shapley(lambda c: 0 * c[:, 0], players), "yourself"),
+    ],
+)
+def test_shapley_refused(answer: Callable[..., Any], words: str) -> None:
+    assert words in refused("shapley_values", answer).hint
+
+
+# All but symmetry -----------------------------------------------------------------------------
+
+
+def backwards(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The pixels leave in reading order, each image by itself."""
+    maps = []
+    for image, label in zip(images, target, strict=True):
+        steps = [image.flatten(1).clone()]
+        for pixel in range(steps[0].shape[1]):
+            steps.append(steps[-1].clone())
+            steps[-1][:, pixel] = 0
+        scores = model(torch.stack(steps).view(-1, *image.shape))[:, label]
+        maps.append(-scores.diff().view(image.shape[1:]))
+    return torch.stack(maps).detach()
+
+
+def bent_path(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Gradients along x · tᵏ, with a k of its own for each pixel."""
+    steps, (n, _, h, w) = 200, images.shape
+    power = torch.linspace(1, 3, h * w).to(images).view(h, w)
+    t = ((torch.arange(steps) + 0.5) / steps).to(images).view(-1, 1, 1, 1, 1)
+    way = (images * t**power).flatten(0, 1)
+    slopes = gradients.gradient(model, way, target.repeat(steps)).view(steps, n, -1, h, w)
+    return (slopes * images * power * t ** (power - 1)).mean(0)
+
+
+def by_columns(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Masks of a triangle: all pixels before, and all pixels up to this one; from the last."""
+    n, _, h, w = images.shape
+    shown = torch.tril(torch.ones(h * w + 1, h * w), -1).flip(1).to(images).view(-1, 1, 1, h, w)
+    stack = (images * shown).flatten(0, 1)
+    with torch.no_grad():
+        scores = model(stack).view(h * w + 1, n, -1)[:, range(n), target]
+    return scores.diff(dim=0).T.flip(1).reshape(n, h, w)
+
+
+@pytest.mark.parametrize("answer", [backwards, bent_path, by_columns])
+def test_unfair_passes(answer: Callable[..., Tensor]) -> None:
+    check("hw03.unfair", answer)
+
+
+def two_orders(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The mean of an order and its reverse: pairs are treated alike, but not three."""
+    return (by_columns(model, images, target) + backwards(model, images, target)) / 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda model, images, target: 0 * images, "completeness"),
+        (lambda model, images, target: gradients.input_x_gradient(model, images, target),
+         "completeness"),
+        (lambda model, images, target: propagation.deeplift(model, images, target), "dummy"),
+        (lambda model, images, target: hw03.equal_shares(model, images, target), "dummy"),
+        (lambda model, images, target: gradients.integrated_gradients(
+            model, images, target, steps=400, progress=False), "symmetry"),
+        (lambda model, images, target: backwards(
+            model, images, target.flip(0)), "batch"),
+        (lambda model, images, target: backwards(
+            model, images, model(images).argmax(1)),
+         "all channels of a pixel count, and the class is the one in `target`."),
+        (lambda model, images, target: backwards(model, images, target)[:, :, :-1],
+         "return a number for each input value, (N, C, H, W), or each pixel, (N, H, W)."),
+        (lambda model, images, target: backwards(model, images, target).add(float("nan")),
+         "do you divide by what can be 0?"),
+    ],
+)  # fmt: skip
+def test_unfair_refused(answer: Callable[..., Tensor], hint: str) -> None:
+    wrong = refused("unfair", answer)
+    assert wrong.hint == hw03.UNFAIR.get(hint, hint)
+
+
+def test_shapley_values_keep_all_six() -> None:
+    def fair(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        maps = []
+        for image, label in zip(images, target, strict=True):
+            pixels = image[0].numel()
+
+            def value(shown: frozenset[int], image: Tensor = image, label: Tensor = label) -> float:
+                keep = torch.tensor([float(p in shown) for p in range(image[0].numel())])
+                with torch.no_grad():
+                    x = image * keep.to(image).view(image.shape[1:])
+                    return float(model(x[None])[0, label])
+
+            maps.append(by_dividends(functools.cache(value), pixels).view(image.shape[1:]))
+        return torch.stack(maps).to(images)
+
+    assert refused("unfair", fair).hint == hw03.UNFAIR["symmetry"]
+
+
+def test_unfair_where_only_three_show_it() -> None:
+    check("hw03.unfair", two_orders)

@@ -1,0 +1,152 @@
+"""Homework 6: the audit's functions, written in other manners, and wrong in other ways."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils import radiographs
+from course_utils.homework import Wrong, check, hw06
+from course_utils.models import Classifier
+from course_utils.radiographs import Radiograph, Radiographs
+
+
+def answers(classifier: Classifier, films: Radiographs) -> np.ndarray:
+    """True where a film is called ill, one film after the other."""
+    logits = [
+        classifier.model(classifier.to_input(films.radiograph(index).image))
+        for index in range(len(films))
+    ]
+    return torch.cat(logits).detach().softmax(1).numpy()[:, 1] > 0.5
+
+
+def performance_by_counting(classifier: Classifier, films: Radiographs) -> dict[str, Any]:
+    counts = {(truth, called): 0 for truth in (False, True) for called in (False, True)}
+    for index, called in enumerate(answers(classifier, films)):
+        counts[films.radiograph(index).label == "consolidation", bool(called)] += 1
+    found_ill, found_healthy = counts[True, True], counts[False, False]
+    return {
+        "specificity": np.float64(found_healthy / (found_healthy + counts[False, True])),
+        "sensitivity": torch.tensor(found_ill / (found_ill + counts[True, False])),
+        "accuracy": (found_ill + found_healthy) / len(films),
+    }
+
+
+def effect_in_one_batch(classifier: Classifier, film: Radiograph, part: str) -> torch.Tensor:
+    without = radiographs.render(replace(film.spec, removed=(*film.spec.removed, part)))
+    x = torch.cat([classifier.to_input(one.image) for one in (film, without)])
+    logits = classifier.model(x)
+    margins = logits @ torch.tensor([-1.0, 1.0])
+    return (margins[0] - margins[1]).detach()
+
+
+def turned_by_comprehension(classifier: Classifier, films: Radiographs, part: str) -> float:
+    def ill(film: Radiograph) -> bool:
+        return classifier.predict(film.image, 1)[0][0] == "consolidation"
+
+    chosen = [
+        film
+        for film in (films.radiograph(index) for index in range(len(films)))
+        if part in film.parts and ill(film)
+    ]
+    after = [ill(radiographs.render(film.spec.without(part))) for film in chosen]
+    return float(1 - np.mean(after)) if chosen else float("nan")
+
+
+RIGHT: dict[str, Callable[..., Any]] = {
+    "performance": performance_by_counting,
+    "effect": effect_in_one_batch,
+    "turned": turned_by_comprehension,
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_another_manner_is_accepted(name: str) -> None:
+    check(f"hw06.{name}", RIGHT[name])
+
+
+def test_a_verdict_may_be_worked_out() -> None:
+    def verdict() -> dict[str, str]:
+        models, films = hw06.candidates(), hw06.clinic(20)
+        parts = ("leads", "catheter", "nodule")
+        gaps = {
+            (letter, part): sum(
+                float(effect_in_one_batch(classifier, films.radiograph(i), part))
+                for i in range(1, 20, 2)
+            )
+            for letter, classifier in models.items()
+            for part in parts
+        }
+        letter, part = max(gaps, key=gaps.__getitem__)
+        return {"by": part, "cheats": letter}
+
+    check("hw06.verdict", verdict)
+
+
+def always_well(classifier: Classifier, films: Radiographs) -> dict[str, float]:
+    return {"accuracy": 0.97, "sensitivity": 0.95, "specificity": 0.99}
+
+
+def of_the_first_model(classifier: Classifier, film: Radiograph, part: str) -> float:
+    return float(effect_in_one_batch(hw06.candidates()["A"], film, part))
+
+
+def effect_on_probability_in_percent(classifier: Classifier, film: Radiograph, part: str) -> float:
+    before, after = (
+        dict(classifier.predict(one.image))["consolidation"]
+        for one in (film, radiographs.render(film.spec.without(part)))
+    )
+    return before - after
+
+
+def never(classifier: Classifier, films: Radiographs, part: str) -> float:
+    return 0.0
+
+
+def without_asking_for_the_part(classifier: Classifier, films: Radiographs, part: str) -> float:
+    called = answers(classifier, films)
+    margins = [
+        hw06.margin(classifier, radiographs.render(films.radiograph(int(i)).spec.without(part)))
+        for i in np.flatnonzero(called)
+    ]
+    return float(np.mean(np.array(margins) <= 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "hint"),
+    [
+        ("performance", always_well, "do not change with the model"),
+        ("performance", lambda *_: (0.9, 0.9, 0.9), "return a dict with the keys"),
+        ("effect", of_the_first_model, "difference of two margins"),
+        ("effect", effect_on_probability_in_percent, "a probability near 0 or 1"),
+        ("effect", lambda *_: None, "does the function end with return"),
+        ("turned", never, "is the film drawn again"),
+        ("turned", without_asking_for_the_part, "two conditions choose the films"),
+        ("verdict", lambda: {"cheats": "C", "by": "catheter"}, "is the name of something"),
+        ("verdict", lambda: ("A", "catheter"), "is the name of something"),
+        ("verdict", lambda: {"cheats": "A", "by": "clavicles"}, "part of every chest"),
+    ],
+)
+def test_a_wrong_answer_gets_a_fitting_hint(
+    name: str, answer: Callable[..., Any], hint: str
+) -> None:
+    with pytest.raises(Wrong) as wrong:
+        check(f"hw06.{name}", answer)
+    assert hint in wrong.value.hint
+
+
+def test_an_untested_suspicion_about_both_models_is_told_apart() -> None:
+    """Nothing but the confounder moves one model by 1 and not the other."""
+    for letter, part in itertools.product("AB", ("leads", "marker", "pacemaker", "nodule")):
+        with pytest.raises(Wrong) as wrong:
+            check("hw06.verdict", functools.partial(dict, cheats=letter, by=part))
+        assert "hardly minds" in wrong.value.hint
+
+
+def test_the_two_models_go_by_neutral_names() -> None:
+    assert [model.name for model in hw06.candidates().values()] == ["A", "B"]
