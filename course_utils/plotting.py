@@ -29,7 +29,7 @@ BLUE, ORANGE = (
     "#0072b2",
     "#d55e00",
 )  # with the rest of SERIES: Okabe and Ito's colour-blind-safe set
-SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MAPS = {"sequential": "viridis", "signed": "RdBu_r", "gray": "gray"}
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -455,7 +455,8 @@ def curve(
             axes.plot(steps, y, color=color)
             names.append((float(steps[-1]), float(y[-1]), name, color))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
+        whole = x is None or np.issubdtype(np.asarray(x).dtype, np.integer)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
         axes.margins(x=0.01)
         axes.grid(axis="y", color=FAINT, lw=0.8)
         if log:
