@@ -5,7 +5,7 @@ What cheats, and by what, is not written here: the checks draw films again, and 
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ def margin(classifier: Classifier, film: Radiograph) -> float:
     with torch.no_grad():
         logits = classifier.model(classifier.to_input(film.image))[0]
     return float(logits[FINDING] - logits[1 - FINDING])
+
+
+_drawn = lru_cache(maxsize=128)(render)  # the same few films for every mistake that is tried
 
 
 @cache
@@ -181,7 +184,7 @@ def _effect(
     score: Callable[[Classifier, Radiograph], float] = margin,
     sign: int = 1,
 ) -> float:
-    return sign * (score(classifier, film) - score(classifier, render(film.spec.without(part))))
+    return sign * (score(classifier, film) - score(classifier, _drawn(film.spec.without(part))))
 
 
 def _logit(classifier: Classifier, film: Radiograph) -> float:
@@ -276,12 +279,12 @@ def _turned(
     called = models.predictions(classifier, images).argmax(1) == FINDING
     turned = total = 0
     for index in range(len(films)):
-        film = films.radiograph(index)
+        film = _drawn(films.spec(index))
         considered = part in film.parts
         before = bool(labels[index] == FINDING) if true_ill else bool(called[index])
         total += of_all or (considered and (before or both_ways))
         if considered and (before or both_ways):
-            after = margin(classifier, render(film.spec.without(part))) > 0
+            after = margin(classifier, _drawn(film.spec.without(part))) > 0
             turned += after != before if both_ways else not after
     return float(turned) if count else turned / total if total else float("nan")
 
