@@ -8,12 +8,14 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -55,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         "folder", nargs="?", type=Path, metavar="FOLDER", help="make this an nbgrader course, too"
     )
     command = add("test", test, "check style, types, library and notebooks")
+    command.add_argument("--fast", action="store_true", help="style and the short tests alone")
     command.add_argument("pytest", nargs="*", metavar="ARG", help="passed on to pytest")
 
     arguments, rest = parser.parse_known_args(argv)
@@ -63,11 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
     if arguments.command == "test":
         given = sys.argv[1:] if argv is None else argv
-        options["pytest"] = given[given.index("test") + 1 :]  # in the order they were typed
+        options = {"pytest": given[given.index("test") + 1 :]}  # in the order they were typed
     # A kernel finds the library even where the course itself was not installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    # Containers often forbid Python to keep what it compiled: each kernel would compile torch anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         return int(arguments.run(**options))
     except KeyboardInterrupt:
@@ -401,29 +406,69 @@ def release(folder: Path | None = None) -> int:
 # Testing -------------------------------------------------------------------------------------
 
 
+STYLE = {
+    "lint": ["ruff", "check"],
+    "format": ["ruff", "format", "--check"],
+    "types": ["mypy"],
+}
+NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
+KERNELS = "notebooks or browser"  # the marks of tests that start programs of their own
+LONG = f"{KERNELS} or slow or references or benchmark"
+
+
 def test(pytest: list[str]) -> int:
-    """Lint, format, types, the tests, the notebooks; after a success pytest's summary is last."""
+    """Style and types, beside the tests and then the notebooks; `--fast` leaves out what is long.
+
+    Whatever else is given goes to pytest, which then runs what it names, and nothing beside it.
+    """
     missing = [tool for tool in ("ruff", "mypy", "pytest") if not importlib.util.find_spec(tool)]
     if missing:
         raise ImportError(
             f"{', '.join(missing)} are missing; `python3 -m course_utils test` sets all up"
         )
-    nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
-    steps = {
-        "lint": ["ruff", "check"],
-        "format": ["ruff", "format", "--check"],
-        "types": ["mypy"],
-    }
-    if pytest:
-        steps["pytest"] = ["pytest", *nbval, *pytest]
+    fast, given = "--fast" in pytest, [argument for argument in pytest if argument != "--fast"]
+    # A worker a core, one thread each; a file is one worker's, in the order of tests/conftest.py.
+    workers = ["-n", "logical", "--dist=loadfile", "--no-loadscope-reorder", "--durations=10"]
+    stages = {}
+    if fast:
+        stages["tests"] = ["pytest", "tests", *workers, "-m", f"not ({LONG})", *given]
+    elif given:
+        stages["pytest"] = ["pytest", *NBVAL, *given]
     else:  # apart, because nbval's own coverage would keep the kernels from starting
-        steps["tests"] = ["pytest", "tests", "--cov"]
-        steps["notebooks"] = ["pytest", *nbval, "notebooks", "solutions"]
-    failed = []
-    for name, command in steps.items():
-        print(f"course: {name} …", flush=True)
-        if subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode:
-            failed.append(name)
+        library = f"not ({KERNELS} or benchmark)"
+        stages["tests"] = ["pytest", "tests", *workers, "-m", library, "--cov"]
+        stages["notebooks"] = ["pytest", *NBVAL, *workers, "-m", KERNELS]
+    with ThreadPoolExecutor(1) as beside:
+        style = {name: beside.submit(_run, command, quiet=True) for name, command in STYLE.items()}
+        done = {name: _run(command) for name, command in stages.items()}
+        done |= {name: future.result() for name, future in style.items()}
+    for name in STYLE:
+        print(f"course: {name}\n{done[name].stdout}", end="")
+    print("course:", ", ".join(f"{name} {run.seconds:.0f} s" for name, run in done.items()))
+    failed = [name for name, run in done.items() if run.code]
     if failed:
-        print(f"course: FAILED: {', '.join(failed)} (see above)", flush=True)
+        print(f"course: FAILED: {', '.join(failed)} (see above)")
     return int(bool(failed))
+
+
+class _Run(NamedTuple):
+    code: int
+    stdout: str
+    seconds: float
+
+
+def _run(command: list[str], quiet: bool = False) -> _Run:
+    """Run a tool of Python's in the course's folder; quiet: keep what it prints for later."""
+    if not quiet:
+        print(f"course: {' '.join(command)}", flush=True)
+    begun = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        text=True,
+        check=False,
+    )
+    return _Run(result.returncode, result.stdout or "", time.perf_counter() - begun)

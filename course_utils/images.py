@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,8 +11,6 @@ import numpy as np
 import skimage
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 MEGAPIXELS = 120  # a larger photo could fill the memory of a small machine
 # No format that Pillow hands to another program (EPS to Ghostscript).
@@ -176,12 +175,31 @@ def to_tensor(
         # A very long panorama, resized whole, could fill the memory; only its centre is used.
         reach = 8 * min(picture.size)
         if max(picture.size) > reach:
-            picture = F.center_crop(
-                picture, [min(reach, picture.height), min(reach, picture.width)]
-            )
-        picture = F.resize(picture, [resize or size], InterpolationMode(interpolation))
-        picture = F.center_crop(picture, [size, size])
-    return F.pil_to_tensor(picture).unsqueeze(0).float() / 255
+            picture = _centre(picture, min(reach, picture.width), min(reach, picture.height))
+        short, long = resize or size, int((resize or size) * max(picture.size) / min(picture.size))
+        shape = (short, long) if picture.width <= picture.height else (long, short)
+        if picture.size != shape:
+            picture = picture.resize(shape, Image.Resampling[interpolation.upper()])
+        picture = _centre(picture, size, size)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255
+
+
+def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of a picture; black where it reaches beyond."""
+    left, top = (
+        round((have - want) / 2) if have > want else -((want - have) // 2)
+        for have, want in ((picture.width, width), (picture.height, height))
+    )
+    return picture.crop((left, top, left + width, top + height))
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(images − mean) / std, for each channel of (N, C, H, W)."""
+    shift, scale = (
+        torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        for values in (mean, std)
+    )
+    return (images - shift) / scale
 
 
 def to_image(tensor: torch.Tensor) -> np.ndarray:

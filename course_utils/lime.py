@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path
 
 from course_utils.contract import (
     Details,
@@ -113,6 +110,10 @@ def _lasso_choice(x: np.ndarray, y: np.ndarray, features: int | None) -> np.ndar
     """Which players the surrogate may use: bool (P,)."""
     if features is None or features >= x.shape[1]:
         return np.ones(x.shape[1], bool)
+    # Takes a second to import, and only a sparse surrogate needs it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path
+
     with warnings.catch_warnings():
         # The path may end early, once the scores are matched: what comes later is not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -345,6 +346,8 @@ def agreement(maps: Array) -> float:
 
     Raises ValueError or TypeError naming the argument.
     """
+    from scipy.stats import rankdata  # takes half a second to import
+
     values = _numbers("maps", maps)
     if values.ndim < 2 or len(values) < 2:
         raise ValueError(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
 
+from course_utils import images
 from course_utils.contract import check_unit, explaining
 from course_utils.features import responses
 from course_utils.layers import capture, find
@@ -171,7 +171,7 @@ def ascend(
     def picture(z: torch.Tensor) -> torch.Tensor:
         z = _from_spectrum(z, side) if fourier else z
         z = torch.einsum("ij,njhw->nihw", COLORS.to(z), z) if decorrelate else z
-        return normalize(z.sigmoid(), classifier.mean, classifier.std)
+        return images.normalize(z.sigmoid(), classifier.mean, classifier.std)
 
     def seen(x: torch.Tensor) -> torch.Tensor:
         # A copy: a model may begin with an in-place ReLU.
@@ -330,11 +330,11 @@ def lucent(
     blank = torch.zeros(1, 3, classifier.size, classifier.size, device=classifier.device)
     check_unit(layer, unit, responses(classifier.model, layer, blank, progress=False).shape[1])
     with warnings.catch_warnings():  # kornia, which Lucent imports, still compiles with TorchScript
-        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*torch\.jit")
         from lucent.optvis import objectives, param, render, transform  # takes seconds to import
 
     def to_model_space(x: torch.Tensor) -> torch.Tensor:
-        return normalize(x, classifier.mean, classifier.std).to(classifier.device)
+        return images.normalize(x, classifier.mean, classifier.std).to(classifier.device)
 
     objective = objectives.channel(layer.replace(".", "_"), unit)
     with explaining(classifier.model):

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm.auto import tqdm
 
 from course_utils import features, models
@@ -66,7 +65,9 @@ def stages(model: nn.Module) -> list[str]:
     if not conv_layers(model):
         raise ValueError(f"model: this {type(model).__name__} has no convolution to look into")
     modules = dict(model.named_modules())
-    blocks = [name for name, m in modules.items() if isinstance(m, BasicBlock | Bottleneck)]
+    blocks = [
+        name for name, m in modules.items() if hasattr(m, "downsample")
+    ]  # as all ResNets have
     output = [name for name, m in modules.items() if isinstance(m, nn.Linear)][-1:]
     return [*(["relu", *blocks] if blocks else conv_layers(model)), *output]
 

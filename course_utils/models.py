@@ -14,25 +14,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-import torchvision.models
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.models import WeightsEnum
-from torchvision.models.resnet import BasicBlock
-from torchvision.transforms.functional import gaussian_blur, normalize
 from tqdm.auto import tqdm
 
 from course_utils import images as pictures
+
+# torchvision takes longer to import than torch, since it brings torch's compiler along. The
+# course's own models do without; what needs it imports it.
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 Pictures = Sequence[Any] | torch.Tensor | Dataset[Any]
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -92,6 +93,34 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
+class BasicBlock(nn.Module):
+    """A residual block, with the layers and names of torchvision's BasicBlock:
+
+        relu(bn2(conv2(relu(bn1(conv1(x))))) + x)
+
+    downsample: what x goes through in that sum where its shape changes.
+    Source: He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2016.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = downsample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, inputs, H, W) → (N, outputs, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A network with what is needed to use it: its classes and its preprocessing.
@@ -119,7 +148,7 @@ class Classifier:
         tensor = pictures.to_tensor(
             image, self.size, resize=self.resize, interpolation=self.interpolation
         )
-        return normalize(tensor, self.mean, self.std).to(self.device)
+        return pictures.normalize(tensor, self.mean, self.std).to(self.device)
 
     def to_image(self, tensor: torch.Tensor) -> np.ndarray:
         """The way back: (3, H, W) or (1, 3, H, W) in model space as a picture (H, W, 3) uint8."""
@@ -154,6 +183,8 @@ class Classifier:
 
     def blurred(self, images: torch.Tensor, sigma: float = 10.0) -> torch.Tensor:
         """The images (N, 3, H, W), blurred by a Gaussian of standard deviation sigma pixels."""
+        from torchvision.transforms.functional import gaussian_blur
+
         reach = min(math.ceil(3 * sigma), min(images.shape[-2:]) - 1)
         return gaussian_blur(images, kernel_size=[2 * reach + 1] * 2, sigma=[sigma] * 2)
 
@@ -184,6 +215,8 @@ class Inputs(Dataset[torch.Tensor]):
 
 def names() -> list[str]:
     """The models that `load` knows: the course's own first, then torchvision's classifiers."""
+    import torchvision.models
+
     return [*RECIPES, *torchvision.models.list_models(module=torchvision.models)]
 
 
@@ -210,7 +243,7 @@ def load(name: str | None = None, *, device: str | torch.device | None = None) -
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name must be a string such as 'scenes', not {type(name).__name__}")
-    if name not in names():
+    if name not in RECIPES and name not in names():
         near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
         raise ValueError(
             f"name: there is no model {name!r}; "
@@ -270,6 +303,8 @@ def _shipped_file(name: str) -> Path:
 
 
 def _load_torchvision(name: str) -> Classifier:
+    import torchvision.models
+
     weights = _weights(name)
     path = _cached_file(weights)
     if not path.exists():
@@ -329,11 +364,13 @@ def fetch(name: str, progress: bool = True) -> Path:
     return path
 
 
-def _weights(name: str) -> WeightsEnum:
+def _weights(name: str) -> "WeightsEnum":
+    import torchvision.models
+
     return torchvision.models.get_model_weights(name).DEFAULT
 
 
-def _cached_file(weights: WeightsEnum) -> Path:
+def _cached_file(weights: "WeightsEnum") -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
 
 
@@ -414,7 +451,7 @@ def train(
                 order = torch.randperm(len(images), generator=generator)
                 for rows in order.split(batch_size):
                     batch = augment(images[rows], shift, noise, generator)
-                    logits = model(normalize(batch, mean, std).to(device))
+                    logits = model(pictures.normalize(batch, mean, std).to(device))
                     loss = F.cross_entropy(logits, labels[rows].to(device))
                     optimizer.zero_grad()
                     loss.backward()
@@ -476,7 +513,8 @@ def predictions(classifier: Classifier, images: torch.Tensor, batch_size: int = 
     logits = []
     with torch.no_grad():
         for batch in images.split(batch_size):
-            inputs = normalize(batch.to(device).float() / 255, classifier.mean, classifier.std)
+            batch = batch.to(device).float() / 255
+            inputs = pictures.normalize(batch, classifier.mean, classifier.std)
             logits.append(classifier.model(inputs.contiguous(memory_format=torch.channels_last)))
     return torch.cat(logits).cpu()
 

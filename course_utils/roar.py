@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import ndimage, stats
-from sklearn.datasets import load_digits
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -160,9 +159,11 @@ def t_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     One repeat says nothing about the spread: its half width is NaN. Three have t = 4.3, five 2.8.
     The interval is about the repeats (start and order of training, ties); the data stay the same.
     """
+    from scipy.stats import t  # takes half a second to import
+
     n = values.shape[-1]
     spread = values.std(-1) if n > 1 else values.new_full(values.shape[:-1], torch.nan)
-    return values.mean(-1), spread * float(stats.t.ppf(0.975, n - 1)) / n**0.5
+    return values.mean(-1), spread * float(t.ppf(0.975, n - 1)) / n**0.5
 
 
 def advantage(result: Roar, over: str = "random") -> dict[str, tuple[float, float]]:
@@ -349,6 +350,8 @@ def digits() -> tuple[Labelled, Labelled]:
     Source: Alpaydin, Kaynak, Optical Recognition of Handwritten Digits (UCI), 1998, as scikit-learn
     bundles it.
     """
+    from sklearn.datasets import load_digits  # takes a second to import
+
     bundled = load_digits()
     order = np.random.default_rng(0).permutation(len(bundled.target))
     images = torch.from_numpy(bundled.images[order]).float()[:, None] / 16

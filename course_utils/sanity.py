@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
-from skimage.feature import hog
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -361,7 +358,9 @@ def _similarities(a: Tensor, b: Tensor, similarity: str) -> Tensor:
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if not (np.ptp(a) and np.ptp(b)):
         return np.nan
-    return stats.spearmanr(a, b, axis=None).statistic
+    from scipy.stats import spearmanr  # takes half a second to import
+
+    return spearmanr(a, b, axis=None).statistic
 
 
 def _picture(maps: np.ndarray) -> np.ndarray:
@@ -374,15 +373,20 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     one, other = _picture(a), _picture(b)
     if not (np.ptp(one) and np.ptp(other)):  # two maps of nothing are not alike
         return np.nan
+    from skimage.metrics import structural_similarity  # takes a while to import
+
     return structural_similarity(one, other, data_range=1)
 
 
 def _hog(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.stats import pearsonr  # both take a while to import
+    from skimage.feature import hog
+
     cell = min(a.shape[1:]) // 16 or 1
     one, other = (hog(_picture(maps), pixels_per_cell=(cell, cell)) for maps in (a, b))
     if not (np.ptp(one) and np.ptp(other)):
         return np.nan
-    return stats.pearsonr(one, other).statistic
+    return pearsonr(one, other).statistic
 
 
 SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from course_utils import scenes
@@ -19,7 +18,7 @@ from course_utils.scenes import Scene, check_choice
 from course_utils.shapley import exact_shapley
 
 KINDS = ("single", "shapley")
-CORRELATIONS = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}
+CORRELATIONS = ("spearman", "pearson")
 REDUCTIONS = ("sum", "mean")
 MOST_PARTS = 10  # as many as the fullest scene has: 1,024 redraws, about ten seconds
 
@@ -129,7 +128,10 @@ def effect_agreement(
 
     Raises ValueError or TypeError naming the argument.
     """
-    check_choice("correlation", correlation, tuple(CORRELATIONS))
+    from scipy import stats  # takes half a second to import
+
+    check_choice("correlation", correlation, CORRELATIONS)
+    correlate = stats.spearmanr if correlation == "spearman" else stats.pearsonr
     drawn = [scene] if not isinstance(scene, Sequence) else list(scene)
     truth = [effects] if isinstance(effects, Mapping) else list(effects)
     if len(truth) != len(drawn):
@@ -143,7 +145,7 @@ def effect_agreement(
             raise ValueError(f"effects: the scene has no mask of {', '.join(missing)}")
         pairs = np.array([(sums[part], effect) for part, effect in wanted.items()])
         if len(pairs) >= 3 and np.ptp(pairs, axis=0).all():
-            values[i] = float(CORRELATIONS[correlation](*pairs.T).statistic)
+            values[i] = float(correlate(*pairs.T).statistic)
     return values
 
 

@@ -2,6 +2,7 @@ import ipaddress
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,28 @@ import torch
 
 # Tests run small networks: handing their work to several threads takes longer than doing it.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is one worker's; files that take long come first, so that no worker waits at the end.
+
+    That is, files with tests that have a mark (any means long), homework, then by length.
+    """
+    notebooks = [item for item in items if item.path.suffix == ".ipynb"]
+    for cell in notebooks:
+        cell.add_marker(pytest.mark.notebooks)
+    long = ("slow", "references", "notebooks", "browser")
+    marked = {item.path for item in items if any(map(item.get_closest_marker, long))}
+    marked -= {cell.path for cell in notebooks}
+    length = Counter(item.path for item in items)
+    items.sort(
+        key=lambda item: (
+            item.path not in marked,
+            item.path.parent.name != "solutions",
+            -length[item.path],
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -297,7 +297,7 @@ def test_an_operation_without_a_rule_is_named(name: str, form: str) -> None:
 
 
 @every_method
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_hidden_model_is_refused(name: str) -> None:
     plain = make("Functional").double()
     traced = torch.jit.trace(plain, IMAGES)
@@ -319,6 +319,7 @@ def test_logits_that_ignore_the_image(name: str) -> None:
 # --- What is left behind ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("network", NETWORKS)
 def test_memory_is_freed(name: str, network: str) -> None:
@@ -346,6 +347,7 @@ def tensors() -> int:
     return sum(type(one) is torch.Tensor for one in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_nothing_piles_up() -> None:
     model, methods = make("Residual").double(), list(GOVERNED.values())
     for method in methods:

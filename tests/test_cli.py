@@ -1,3 +1,4 @@
+import itertools
 import os
 import re
 import subprocess
@@ -145,6 +146,7 @@ def serving(*arguments: str) -> Iterator[str]:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_lab_serves_this_machine_alone() -> None:
     with serving() as address:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[\w-]{20,}", address)
@@ -263,6 +265,7 @@ def test_doctor_lists_the_models_in_the_cache(
     assert cli._cached().startswith("resnet18 on this computer")
 
 
+@pytest.mark.slow
 def test_doctor_starts_a_kernel_and_a_server() -> None:
     assert cli._kernel() == "starts, and finds the library"
     assert cli._jupyterlab() == "starts"
@@ -336,39 +339,72 @@ def test_roar_says_where_it_is(
 # test
 
 
-@pytest.mark.parametrize("failing", [None, "ruff", "mypy", "pytest"])
-def test_test_runs_everything_and_remembers_a_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str | None
-) -> None:
-    commands: list[list[str]] = []
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Every tool that is run, recorded in its stead; `failing` is a word of those that fail."""
+    ran = SimpleNamespace(commands=[], failing="")
 
-    def run_tool(command: list[str], **_: object) -> SimpleNamespace:
-        commands.append(command[2:])
-        return SimpleNamespace(returncode=int(failing == command[2]))
+    def run_tool(command: list[str], **options: Any) -> SimpleNamespace:
+        assert options["env"]["OMP_NUM_THREADS"] == "1"
+        ran.commands.append(command[2:])
+        return SimpleNamespace(returncode=int(ran.failing in command), stdout="something\n")
 
     monkeypatch.setattr(cli.subprocess, "run", run_tool)
-    code, _, _ = run(capsys, "test", "tests/test_cli.py", "-k", "a or b", "--lf")
-    assert code == (failing is not None)
-    assert [command[0] for command in commands] == ["ruff", "ruff", "mypy", "pytest"]
-    assert "--nbval" in commands[-1]
-    assert commands[-1][-4:] == ["tests/test_cli.py", "-k", "a or b", "--lf"]
+    return ran
+
+
+def ran(tools: SimpleNamespace, name: str) -> list[list[str]]:
+    return [command for command in tools.commands if command[0] == name]
+
+
+@pytest.mark.parametrize("failing", ["", "check", "--check", "mypy", "pytest"])
+def test_test_runs_everything_and_remembers_a_failure(
+    tools: SimpleNamespace, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    tools.failing = failing
+    code, printed, _ = run(capsys, "test", "tests/test_cli.py", "-k", "a or b", "--lf")
+    assert code == bool(failing)
+    assert len(ran(tools, "ruff")) == 2
+    assert len(ran(tools, "mypy")) == 1
+    ((_, *given),) = ran(tools, "pytest")
+    assert "--nbval" in given
+    assert "-n" not in given
+    assert given[-4:] == ["tests/test_cli.py", "-k", "a or b", "--lf"]
+    assert ("course: FAILED: " in printed) == bool(failing)
+    assert printed.count("something") == 3
+    assert re.search(
+        r"^course: pytest \d+ s, lint \d+ s, format \d+ s, types \d+ s$", printed, re.M
+    )
 
 
 def test_test_alone_measures_coverage_and_compares_the_notebooks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tools: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands: list[list[str]] = []
-
-    def run_tool(command: list[str], **_: object) -> SimpleNamespace:
-        commands.append(command[2:])
-        return SimpleNamespace(returncode=int("--nbval" in command))
-
-    monkeypatch.setattr(cli.subprocess, "run", run_tool)
+    tools.failing = "--nbval"
     code, printed, _ = run(capsys, "test")
     assert code == 1
     assert printed.endswith("course: FAILED: notebooks (see above)\n")
-    assert commands[-2] == ["pytest", "tests", "--cov"]
-    assert commands[-1][-2:] == ["notebooks", "solutions"]
+    library, notebooks = ran(tools, "pytest")
+    assert library[1] == "tests"
+    assert {"--cov", "--dist=loadfile", "--durations=10"} <= set(library)
+    assert {"--nbval", "--dist=loadfile", "--durations=10"} <= set(notebooks)
+
+
+def test_no_test_is_left_out_and_the_fast_ones_are_a_part(tools: SimpleNamespace) -> None:
+    """Whatever marks a test has, but `benchmark`, exactly one stage of the whole run takes it."""
+    assert cli.main(["test"]) == cli.main(["test", "--fast", "-x"]) == 0
+    library, notebooks, fast = (
+        command[command.index("-m") + 1] for command in ran(tools, "pytest")
+    )
+    marks = ("notebooks", "browser", "slow", "references")
+    for chosen in itertools.product([False, True], repeat=len(marks)):
+        has = dict(zip(marks, chosen, strict=True)) | {"benchmark": False}
+        in_library, in_notebooks, in_fast = (
+            eval(expression, {}, has) for expression in (library, notebooks, fast)
+        )
+        assert in_library != in_notebooks
+        assert in_fast == (not any(chosen))
+    assert "-x" in ran(tools, "pytest")[-1]
 
 
 def test_live_writes_a_copy_that_lab_opens(

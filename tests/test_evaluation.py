@@ -582,6 +582,7 @@ def test_on_the_shipped_model() -> None:
     assert good > bad
 
 
+@pytest.mark.slow
 def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
     """Of what each part does to the logit, known by drawing it away; the mean over four scenes."""
     classifier, world = load("scenes"), Scenes(20, seed=11)

@@ -458,6 +458,7 @@ def colors() -> Classifier:
     return Classifier("colors", model.eval(), (), 32)
 
 
+@pytest.mark.slow
 def test_concept_scores_find_what_a_unit_measures() -> None:
     classifier, scenes = colors(), Scenes(160, seed=5, resolution=32)
     scores = features.concept_scores(classifier, "1", scenes, progress=False)

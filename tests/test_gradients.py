@@ -518,7 +518,8 @@ def test_equals_the_libraries(architecture: tuple[str, nn.Module]) -> None:
     from zennit.composites import GuidedBackprop as Guided
 
     name, model = architecture
-    images = pictures()
+    side = 64 if name == "densenet121" else 40  # its last ReLU must see maps, not numbers
+    images = pictures()[..., :side, :side]
     target = model(images).argmax(1)
 
     def captum(reference: Any, **options: Any) -> torch.Tensor:
@@ -526,7 +527,7 @@ def test_equals_the_libraries(architecture: tuple[str, nn.Module]) -> None:
 
     assert off(gradient(model, images, target), captum(Saliency, abs=False)) < 1e-10
     assert off(input_x_gradient(model, images, target), captum(InputXGradient)) < 1e-10
-    baseline = pictures(seed=5)
+    baseline = pictures(seed=5)[..., :side, :side]
     for rule, theirs in {
         "midpoint": "riemann_middle",
         "riemann-right": "riemann_right",

@@ -13,6 +13,8 @@ from course_utils import gradients
 from course_utils.homework import Wrong, check, checks
 from tests import keys
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(path.stem for path in keys.SOLUTIONS.glob("hw*.ipynb"))
 
 

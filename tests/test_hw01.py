@@ -15,6 +15,8 @@ from torchvision.transforms import v2
 from course_utils import cam, gradients, images, layers, methods, models
 from course_utils.homework import Wrong, check, hw01
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[..., Any]
 
 

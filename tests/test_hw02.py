@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from course_utils import cam, gradients, layers, models
 from course_utils.homework import Wrong, check, checks
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[..., Any]
 
 

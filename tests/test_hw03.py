@@ -17,6 +17,8 @@ from course_utils.homework import Wrong, check, hw03
 from course_utils.methods import AXIOMS, METHODS
 from tests import networks
 
+pytestmark = pytest.mark.slow
+
 OCCLUSION = {"sensitivity", "dummy", "implementation invariance", "linearity", "symmetry"}
 TABLE = {
     "absolute_gradient": {"dummy", "implementation invariance", "symmetry"},

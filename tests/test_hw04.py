@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from course_utils import models, sanity
 from course_utils.homework import Wrong, check, hw04
 
+pytestmark = pytest.mark.slow
+
 # right answers in other manners
 
 

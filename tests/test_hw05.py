@@ -18,6 +18,8 @@ from course_utils import cam, gradients, maximize, models, propagation, shapley
 from course_utils.homework import Wrong, check, hw05
 from course_utils.layers import preserve
 
+pytestmark = pytest.mark.slow
+
 
 def hint_of(name: str, answer: Callable[..., Any]) -> str:
     with pytest.raises(Wrong) as wrong:

@@ -15,6 +15,8 @@ from course_utils.homework import Wrong, check, hw06
 from course_utils.models import Classifier
 from course_utils.radiographs import Radiograph, Radiographs
 
+pytestmark = pytest.mark.slow
+
 
 def answers(classifier: Classifier, films: Radiographs) -> np.ndarray:
     """True where a film is called ill, one film after the other."""

@@ -17,6 +17,8 @@ from course_utils.models import Classifier
 from course_utils.scenes import Scene, canonical, render
 from tests.networks import small_classifier
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 nan = float("nan")
 

@@ -649,7 +649,7 @@ def test_the_seed_of_lucent_decides_alone() -> None:
 
 
 @pytest.mark.references
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_lucent_itself_leaves_hooks_and_gradients() -> None:
     """When this fails, Lucent was mended, and our wrapper has less to do."""
     from lucent.optvis import render
@@ -675,7 +675,7 @@ def test_lucent_itself_leaves_hooks_and_gradients() -> None:
 
 
 @pytest.mark.references
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_spectrum_and_colours_are_those_of_lucent() -> None:
     from lucent.optvis.param import color, spatial
 
@@ -688,6 +688,7 @@ def test_spectrum_and_colours_are_those_of_lucent() -> None:
 # Networks of the course ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resnet18() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -701,6 +702,7 @@ def test_resnet18() -> None:
     assert by_lucent[0, 5] > found.scores[0]
 
 
+@pytest.mark.slow
 def test_the_picture_beats_every_scene() -> None:
     classifier = models.load("scenes", device="cpu")
     inputs, units = classifier.inputs(Scenes(64, seed=4321)), [3, 11, 23]

@@ -14,6 +14,8 @@ from course_utils import datasheets, features, microscope, models
 from course_utils.scenes import Scenes
 from tests.networks import small_classifier
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:

@@ -593,6 +593,7 @@ def quick(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, models.Recip
     return recipes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_recipe(name: str, data: Path, quick: dict[str, models.Recipe]) -> None:
     recipe = quick[name]

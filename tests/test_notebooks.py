@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from tests import execute
+from tests.keys import SOLUTIONS
 
 pytestmark = pytest.mark.notebooks
 
@@ -59,6 +60,15 @@ def test_cells_fit_on_a_slide(path: Path) -> None:
     assert 1 <= lengths[0] <= 5
     assert min(lengths) >= 1
     assert max(lengths) <= 15
+
+
+@pytest.mark.parametrize(
+    "path", [*LECTURES, *sorted(SOLUTIONS.glob("*.ipynb"))], ids=lambda path: path.stem
+)
+def test_the_course_is_imported_before_torch(path: Path) -> None:
+    """It tells OpenMP how its threads wait, which is read when torch is loaded."""
+    imports = re.findall(r"^(?:from|import) (\w+)", code_cells(path)[0].source, re.MULTILINE)
+    assert imports[0] == "course_utils"
 
 
 @each_lecture

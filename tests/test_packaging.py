@@ -117,6 +117,62 @@ def test_the_library_imports_nothing_by_itself() -> None:
     assert result.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("given", "spin", "block"),
+    [
+        ({}, "1000", "0"),
+        ({"GOMP_SPINCOUNT": "5"}, "5", "0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None, None),
+    ],
+)
+def test_threads_wait_briefly_unless_one_has_said_otherwise(
+    given: dict[str, str], spin: str | None, block: str | None
+) -> None:
+    policy = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in policy}
+    code = f"import course_utils, os; print([os.environ.get(name) for name in {policy[1:]}])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment | given, check=True
+    )
+    assert result.stdout.strip() == str([spin, block])
+
+
+# What takes long to import, and a lecture's first cell does not need.
+LATER = {
+    *("captum", "jupyterlab", "lucent", "nbconvert", "nbformat", "pandas", "sklearn", "timm"),
+    *("scipy.stats", "skimage.feature", "skimage.metrics", "sympy", "torch._dynamo", "torchvision"),
+}
+
+
+def imported(code: str) -> set[str]:
+    """The modules that a fresh Python has loaded after it ran the code."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(result.stdout.split())
+
+
+def test_panels_import_nothing_until_they_are_used() -> None:
+    assert not imported("import course_utils.panels") & {*LATER, "torch", "matplotlib", "IPython"}
+
+
+@pytest.mark.slow
+def test_what_lectures_import_is_light() -> None:
+    """All that a student can name at the start, every panel, and the course's own model."""
+    modules = sorted(path.stem for path in (ROOT / "course_utils").glob("[a-z]*.py"))
+    teaching = ("cli", "fence", "grading", "live", "release")
+    code = f"""
+from course_utils import {", ".join(name for name in modules if name not in teaching)}
+from course_utils import homework, panels
+for name in panels.MODULES:
+    getattr(panels, name)
+models.load("scenes")
+"""
+    found = imported(code)
+    assert "torch" in found
+    assert not found & LATER
+
+
 # The set-up, with every command recorded instead of run.
 
 

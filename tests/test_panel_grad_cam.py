@@ -11,6 +11,8 @@ from course_utils.panels import Panel, base, grad_cam
 from course_utils.panels.cams import ANSWER, LAST, SCENES
 from tests.networks import small_classifier
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:

@@ -13,6 +13,8 @@ from course_utils.panels import Panel, attribution
 from course_utils.panels.attribution import AGGREGATIONS, ANSWER, METHODS, PAIR, prepare
 from tests.networks import small_classifier
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def classifier() -> models.Classifier:

@@ -14,6 +14,8 @@ from course_utils.panels import Panel, judges
 from course_utils.panels.base import looker
 from tests.networks import small_classifier
 
+pytestmark = pytest.mark.slow
+
 PANELS = ("deletion_insertion", "cascading_randomization", "side_by_side")
 
 

@@ -9,6 +9,8 @@ import torch
 from course_utils import gradients, models, panels, regions, scenes
 from course_utils.panels import Panel, paths
 
+pytestmark = pytest.mark.slow
+
 PANELS = ("integrated_gradients", "smoothgrad", "xrai")
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from course_utils import images, panels, scenes
-from course_utils.panels.photo import Photo
+from course_utils.panels.upload import Photo
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -11,6 +11,8 @@ from course_utils import lime, models, panels, regions, scenes, truth
 from course_utils import shapley as shapley_values
 from course_utils.panels import Panel, surrogates
 
+pytestmark = pytest.mark.slow
+
 PANELS = ("neighbourhood", "lime", "shapley")
 
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from course_utils import models, panels, scenes
-from course_utils.panels import Canvas, Panel, base, basics
+from course_utils.panels import Canvas, Panel, base, basics, units
 from tests.networks import small_classifier
+
+pytestmark = pytest.mark.slow
 
 Simple = tuple[Panel, list[tuple[int, int]]]
 PANELS = (
@@ -37,8 +39,12 @@ def classifier() -> models.Classifier:
 
 
 @pytest.fixture
-def panel(request: pytest.FixtureRequest, classifier: models.Classifier) -> Panel:
-    return getattr(panels, request.param)(classifier)
+def panel(
+    request: pytest.FixtureRequest, classifier: models.Classifier, monkeypatch: pytest.MonkeyPatch
+) -> Panel:
+    monkeypatch.setattr(units, "SCENES", 32)  # what the microscope shows a model it does not know
+    made: Panel = getattr(panels, request.param)(classifier)
+    return made
 
 
 every_panel = pytest.mark.parametrize("panel", PANELS, indirect=True)
@@ -80,8 +86,14 @@ def ends(control: widgets.Widget) -> list[Any]:
     return [low, type(low)((low + high) / 2), high]
 
 
-# What shows only when something else is set.
+ASCENT = (
+    *("layer", "unit", "step_size", "fourier", "decorrelate", "jitter", "rotation"),
+    *("scaling", "l2", "total_variation", "seed"),
+)
+
+# What shows only when something else is set, or as well in fewer steps.
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    **{("activation maximization", name): {"steps": 16} for name in ASCENT},
     ("convolution", "filter"): {"kernel": basics.LEARNED},
     ("scene editor", "clutter_texture"): {"clutter": "armchair"},
     ("scene editor", "clutter_x"): {"clutter": "lamp"},
@@ -97,8 +109,7 @@ def test_every_control_across_its_range_changes_the_picture_without_an_error(
 ) -> None:
     opening = panel.values
     for name, control in panel.controls.items():
-        panel.update(**opening)
-        panel.update(**NEEDS.get((panel.name, name), {}))
+        panel.update(**opening | NEEDS.get((panel.name, name), {}))
         if isinstance(control, widgets.Button):
             continue
         pictures = {shown(panel)}

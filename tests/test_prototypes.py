@@ -9,10 +9,12 @@ from PIL import Image
 
 from course_utils import features, models, scenes
 from course_utils.panels import Panel, prototypes
-from course_utils.panels.prototypes import PHOTOS, SETS, Furniture, OnePaint, crops
+from course_utils.panels.examples import PHOTOS, SETS, Furniture, OnePaint, crops
 from tests.networks import small_classifier
 
-module = importlib.import_module("course_utils.panels.prototypes")  # the function has its name
+pytestmark = pytest.mark.slow
+
+module = importlib.import_module("course_utils.panels.examples")
 
 
 @pytest.fixture(scope="module", autouse=True)

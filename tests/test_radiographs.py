@@ -211,6 +211,7 @@ def test_every_choice_can_be_drawn(field: str) -> None:
         render(changed(field, choice), resolution=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [16, 1024])
 def test_the_smallest_and_the_largest_film(resolution: int) -> None:
     assert render(FULL, resolution).image.shape == (resolution, resolution, 3)
@@ -325,6 +326,7 @@ def test_resolutions_show_the_same_radiograph() -> None:
     assert np.abs(small - halved).mean() < 4
 
 
+@pytest.mark.slow
 def test_draw_gives_the_radiographs_in_order_and_keeps_them() -> None:
     state = torch.get_rng_state()
     drawn, single = Radiographs(70, 3, resolution=16), Radiographs(70, 3, resolution=16)

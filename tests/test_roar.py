@@ -415,6 +415,7 @@ TINY = replace(
 )
 
 
+@pytest.mark.slow
 def test_make_writes_what_load_reads(tmp_path: Path) -> None:
     path = make(tmp_path / "roar.json", progress=False, recipe=TINY)
     assert [each.name for each in tmp_path.iterdir()] == ["roar.json"]

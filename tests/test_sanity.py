@@ -453,6 +453,7 @@ def trained(images: torch.Tensor, labels: torch.Tensor, seed: int, epochs: int) 
     return model.eval()
 
 
+@pytest.mark.slow
 def test_labels_of_digits_permuted() -> None:
     digits = load_digits()
     images = torch.tensor(digits.images[:300, None] / 16 - 0.3, dtype=torch.float32)

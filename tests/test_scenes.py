@@ -221,6 +221,7 @@ def test_the_mark_is_blurred_as_the_rest() -> None:
     assert not blurred[:90].any()
 
 
+@pytest.mark.slow
 def test_the_marked_class_and_no_other_carries_the_mark() -> None:
     for hard in (False, True):
         clean, marked = Scenes(32, 5, hard=hard), Scenes(32, 5, hard=hard, marked="horse")
@@ -311,6 +312,7 @@ def test_hard_scenes_are_harder() -> None:
     assert any(spec.texture != LOOKS[spec.label].texture for spec in odd)
 
 
+@pytest.mark.slow
 def test_the_object_is_in_the_picture() -> None:
     for hard, least in ((False, 0.012), (True, 0.003)):
         dataset = Scenes(96, 11, hard=hard)
@@ -366,6 +368,7 @@ def test_contrast_fades_evenly() -> None:
     assert all(a < b for a, b in pairwise(spread))
 
 
+@pytest.mark.slow
 def test_draw_gives_the_scenes_in_order_and_keeps_them() -> None:
     state = torch.get_rng_state()
     drawn, single = Scenes(70, 3, hard=True, resolution=16), Scenes(70, 3, hard=True, resolution=16)

@@ -13,6 +13,8 @@ from course_utils.radiographs import CLASSES as RADIOGRAPHS
 from course_utils.radiographs import Radiographs
 from course_utils.scenes import CLASSES, Scenes
 
+pytestmark = pytest.mark.slow
+
 BARS = {
     ("scenes", "ordinary"): (0.97, 1.0),
     ("scenes", "hard"): (0.80, 0.95),

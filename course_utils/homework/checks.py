@@ -87,8 +87,10 @@ def check(name: str, answer: Answer) -> None:
 
 def find(name: str) -> Exercise:
     """The exercise of that name; ValueError with the nearest names where there is none."""
-    for path in sorted(Path(__file__).parent.glob("hw*.py")):
-        importlib.import_module(f"{__package__}.{path.stem}")
+    homeworks = sorted(path.stem for path in Path(__file__).parent.glob("hw*.py"))
+    asked = str(name).partition(".")[0]
+    for homework in [asked] if asked in homeworks else homeworks:
+        importlib.import_module(f"{__package__}.{homework}")
     if name not in EXERCISES:
         near = difflib.get_close_matches(str(name), EXERCISES, n=3, cutoff=0) or list(EXERCISES)
         raise ValueError(f"name: there is no exercise {name!r}; the nearest are {', '.join(near)}")

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.functional import center_crop
 
 from course_utils import cam, gradients, images, layers, models, scenes
 from course_utils.homework.checks import (
@@ -169,6 +168,8 @@ def _prepare(
     batch: bool = True,
 ) -> Tensor:
     """A picture (H, W, 3) in model space, (1, 3, size, size); each option is a mistake."""
+    from torchvision.transforms.functional import center_crop
+
     height, width = picture.shape[:2]
     x = torch.tensor(picture).permute(2, 0, 1)[None].float()
     if mix:

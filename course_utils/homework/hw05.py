@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torchvision.transforms.functional import normalize
 
 from course_utils import layers, models, scenes, shapley
 from course_utils.contract import class_scores
@@ -30,6 +29,7 @@ from course_utils.homework.checks import (
     tensor_of,
     untouched,
 )
+from course_utils.images import normalize
 
 COURSE = ("course_utils.gradients", "course_utils.cam", "course_utils.shapley")
 NOT_CALLED = (

@@ -344,15 +344,11 @@ def turned(answer: Answer) -> Iterator[str]:
 def _effects(part: str) -> dict[str, float]:
     """The mean effect of a part on each model, over the clinic's films that show it."""
     films = _films(40, 606)
-    shown = [film for film in map(films.radiograph, range(40)) if _shows(film, part)]
+    shown = [film for film in map(films.radiograph, range(40)) if part in film.parts]
     return {
         letter: sum(_effect(model, film, part) for film in shown) / max(len(shown), 1)
         for letter, model in _both().items()
     }
-
-
-def _shows(film: Radiograph, part: str) -> bool:
-    return part in film.parts or part in ("vessels", "ribs", "clavicles")
 
 
 def _verdict(cheats: str, by: str) -> dict[str, str]:

@@ -10,19 +10,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import captum.attr
 import numpy as np
 import pytest
-import pytorch_grad_cam
-import saliency.core
 import torch
-import torchvision
-import zennit.attribution
-import zennit.composites
-import zennit.layer
-import zennit.rules
-import zennit.torchvision
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from course_utils import cam, gradients, perturbation, propagation, regions
 from course_utils.datasheets import put
@@ -36,6 +26,8 @@ Run = Callable[[], object]
 
 def network(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
+    import torchvision
+
     model = torchvision.models.get_model(name, weights=None).eval().requires_grad_(False)
     for module in model.modules():  # Captum refuses ReLUs that work in place
         if isinstance(module, torch.nn.ReLU):
@@ -45,6 +37,16 @@ def network(name: str) -> torch.nn.Module:
 
 def pairs() -> dict[str, tuple[str, Run, Run]]:
     """Method → (library, ours, theirs)."""
+    import captum.attr
+    import pytorch_grad_cam
+    import saliency.core
+    import zennit.attribution
+    import zennit.composites
+    import zennit.layer
+    import zennit.rules
+    import zennit.torchvision
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     resnet, vgg = network("resnet18"), network("vgg11")
     x = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros_like(x)
