@@ -18,6 +18,7 @@ import copy
 import importlib.abc
 import importlib.util
 import io
+import itertools
 import json
 import os
 import signal
@@ -167,6 +168,14 @@ def covering(folder: Path) -> dict[str, dict[str, list[str]]]:
     return dict(json.loads(stored.read_text()))
 
 
+def reaching(fault: Fault, lines: dict[str, list[str]]) -> list[str]:
+    """The tests that run the line of a fault; of a default, all that call its function."""
+    if tests := lines.get(f"{fault.function}+{fault.line}"):
+        return tests
+    of_function = (t for name, t in lines.items() if name.rpartition("+")[0] == fault.function)
+    return sorted(set(itertools.chain.from_iterable(of_function)))
+
+
 def durations(folder: Path) -> dict[str, float]:
     """test -> seconds."""
     cases = ET.parse(folder / "times.xml").getroot().iter("testcase")
@@ -287,10 +296,7 @@ def main() -> int:
         key=lambda fault: zlib.crc32(f"{options.seed} {fault}".encode()),
     )[: options.number]
     warm()
-    waiting = [
-        Trial(fault, covered[fault.module].get(f"{fault.function}+{fault.line}", []), times)
-        for fault in chosen
-    ]
+    waiting = [Trial(fault, reaching(fault, covered[fault.module]), times) for fault in chosen]
     running: list[Trial] = []
     results = []
     while waiting or running:

@@ -251,6 +251,14 @@ def dense(layer: Callable[[torch.Tensor], torch.Tensor], shape: torch.Size) -> t
         return (layer(basis) - zero).flatten(1).T
 
 
+def test_deeplift_where_image_and_baseline_differ_by_rounding_alone() -> None:
+    """The quotient of two differences would be off by a tenth; its limit is the slope."""
+    model = nn.Sequential(nn.Tanh(), nn.Flatten())
+    images = torch.linspace(0.5, 1.5, 20)[:, None, None, None]
+    found = deeplift(model, images, 0, baseline=images + 1e-6) / (images - (images + 1e-6))
+    torch.testing.assert_close(found, 1 - images.tanh() ** 2, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 0.1, 2.0])
 def test_lrp_against_matrices(epsilon: float) -> None:
     """Conv, BatchNorm, ReLU, average pooling, linear, each as one matrix."""

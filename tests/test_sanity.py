@@ -2,6 +2,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -145,6 +146,23 @@ def test_similarities_by_hand() -> None:
     for name in ("ssim", "hog"):
         assert SIMILARITIES[name](picture, -3 * picture) == pytest.approx(1)
         assert SIMILARITIES[name](picture, picture[:, ::-1]) < 0.9
+
+
+def test_ssim_by_its_formula() -> None:
+    """Of maps of 7 × 7 pixels there is one window; K₁ 0.01, K₂ 0.03, values from 0 to 1."""
+    a, b = np.random.default_rng(0).random((2, 1, 7, 7))
+    x, y = ((m - m.min()) / np.ptp(m) for m in (a, b))
+    (xx, xy), (_, yy) = np.cov(x.ravel(), y.ravel())
+    light = (2 * x.mean() * y.mean() + 0.01**2) / (x.mean() ** 2 + y.mean() ** 2 + 0.01**2)
+    wanted = light * (2 * xy + 0.03**2) / (xx + yy + 0.03**2)
+    assert SIMILARITIES["ssim"](a, b) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_constant_map_is_like_no_other(name: str) -> None:
+    some, flat = np.random.default_rng(0).random((1, 32, 32)), np.ones((1, 32, 32))
+    for pair in ((some, flat), (flat, some), (flat, flat)):
+        assert np.isnan(SIMILARITIES[name](*pair))
 
 
 def test_a_map_without_contrast() -> None:
