@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -383,12 +384,15 @@ def test_held_out_scenes_have_three_parts_or_more() -> None:
         league.held_out(0)
 
 
-def test_make_writes_what_it_returns(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("seconds", [0.0123, 0.09449])  # the second: 0.094, but kept as 0.0945
+def test_make_writes_what_it_returns(tmp_path: Path, monkeypatch: Any, seconds: float) -> None:
     asked: dict[str, Any] = {}
 
     def judged(classifier: Classifier, scenes: tuple[Scene, ...], **options: Any) -> Table:
         asked.update(model=classifier.name, scenes=len(scenes), **options)
-        return small_table()
+        table = small_table()
+        costs = {name: cost._replace(seconds=seconds) for name, cost in table.costs.items()}
+        return replace(table, costs=costs)
 
     monkeypatch.setattr(league, "league_table", judged)
     table = league.make(tmp_path / "league.json", scenes=2, progress=False)
