@@ -65,9 +65,8 @@ def stages(model: nn.Module) -> list[str]:
     if not conv_layers(model):
         raise ValueError(f"model: this {type(model).__name__} has no convolution to look into")
     modules = dict(model.named_modules())
-    blocks = [
-        name for name, m in modules.items() if hasattr(m, "downsample")
-    ]  # as all ResNets have
+    # Every ResNet's blocks have this, torchvision's and the course's own.
+    blocks = [name for name, module in modules.items() if hasattr(module, "downsample")]
     output = [name for name, m in modules.items() if isinstance(m, nn.Linear)][-1:]
     return [*(["relu", *blocks] if blocks else conv_layers(model)), *output]
 

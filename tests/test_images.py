@@ -291,6 +291,30 @@ def test_to_tensor_and_back() -> None:
     assert np.array_equal(images.to_image(tensor[0]), picture())
 
 
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (8, 8), (7, 50), (40, 33), (64, 91)])
+@pytest.mark.parametrize(("size", "resize"), [(8, None), (8, 11), (9, 6), (6, 6)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_to_tensor_equals_torchvision(
+    shape: tuple[int, int], size: int, resize: int | None, interpolation: str
+) -> None:
+    """To the bit, also where the crop is larger than the picture."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as F
+
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    kind = InterpolationMode(interpolation)
+    wanted = F.resize(Image.fromarray(image), [resize or size], kind)
+    wanted = F.pil_to_tensor(F.center_crop(wanted, [size, size]))[None].float() / 255
+    found = images.to_tensor(image, size, resize=resize, interpolation=interpolation)
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
+
+
+def test_normalize() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    assert images.normalize(x, (1, 0, 2), (1, 2, 4)).flatten().tolist() == [0, 1, 0.5]
+
+
 def test_to_tensor_resizes_the_short_side_and_crops_the_centre() -> None:
     image = np.zeros((40, 120, 3), np.uint8)
     image[:, 40:80] = 255

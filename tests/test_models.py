@@ -237,6 +237,25 @@ def test_names() -> None:
         models.load(18)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(8, 8, 1), (8, 12, 2)])
+def test_a_block_is_torchvisions(inputs: int, outputs: int, stride: int) -> None:
+    """The same names, the same numbers, the same random start."""
+
+    def make(block: Any) -> nn.Module:
+        torch.manual_seed(0)
+        shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else None
+        made: nn.Module = block(inputs, outputs, stride, shortcut)
+        return made
+
+    with torch.random.fork_rng(devices=[]):
+        ours, theirs = make(models.BasicBlock), make(torchvision.models.resnet.BasicBlock)
+        x = torch.randn(2, inputs, 6, 6)
+    assert repr(ours) == repr(theirs)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
+    assert torch.equal(ours(x), theirs(x))
+
+
 # torchvision's models --------------------------------------------------------------------------
 
 

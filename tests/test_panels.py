@@ -61,6 +61,16 @@ def test_the_names_of_the_panels_in_words() -> None:
     ]
 
 
+def test_what_is_offered_is_there_and_nothing_else() -> None:
+    assert dir(panels) == sorted(panels.__all__)
+    assert {*PANELS, "Panel", "side_by_side"} <= {*panels.__all__}
+    assert all(callable(getattr(panels, name)) for name in panels.__all__)
+    with pytest.raises(
+        AttributeError, match=r"^module 'course_utils\.panels' has no attribute 'x'"
+    ):
+        _ = panels.x
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_a_panel_opens_without_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     panel = getattr(panels, name)()
