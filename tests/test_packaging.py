@@ -120,8 +120,8 @@ def test_the_library_imports_nothing_by_itself() -> None:
 @pytest.mark.parametrize(
     ("given", "spin", "block"),
     [
-        ({}, "1000", "0"),
-        ({"GOMP_SPINCOUNT": "5"}, "5", "0"),
+        ({}, "1000", "1"),
+        ({"GOMP_SPINCOUNT": "5"}, "5", "1"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None, None),
     ],
 )
