@@ -295,6 +295,8 @@ def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int)
     if kind in ("product", "quotient") and inputs == 1:
         divided = kind == "product" or _depends(args[0])
         return "scale" if divided else None
+    if kind == "hardtanh" and (*args[1:2], kwargs.get("min_val", -1))[0] == 0:
+        return "relu6"  # so nn.ReLU6 calls it
     if kind == "batch_norm" and args[5]:
         return None  # it uses the batch's own statistics, and those depend on the images
     several = kind in ("sum", "product", "route")

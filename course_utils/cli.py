@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("lecture", nargs="?", metavar="NN", help="its number, such as 01")
     command.add_argument("--live", action="store_true", help="open its copy in live/")
     add("doctor", doctor, "check whether every lecture can run here, in plain words")
-    command = add("fetch", fetch, "download a torchvision model ahead of class")
+    command = add("fetch", fetch, "download a model of torchvision or timm ahead of class")
     command.add_argument("name", metavar="NAME", help="such as resnet18")
     command = add("train", train, "train a model of the course again, from its recipe")
     command.add_argument("name", metavar="NAME", help="such as scenes")
@@ -198,6 +198,7 @@ def _installed() -> Checks:
         ("packages", _packages),
         ("lectures", _lectures),
         *((f"model {name}", partial(_model, name)) for name in _shipped()),
+        ("photographs", _photographs),
         # Lecture 04 looks at the units of one model alone.
         *((f"microscope {name}", partial(_units, name)) for name in _shipped() if name == "scenes"),
     ]
@@ -252,12 +253,12 @@ def _device() -> str:
     return f"processor with {os.cpu_count()} cores, which is all the course needs"
 
 
-def _shipped() -> Iterable[str]:
+def _shipped() -> Sequence[str]:
     try:
-        from course_utils import models
+        from course_utils import models, pretrained
     except ImportError:
         return ()  # the check of the packages says which
-    return models.RECIPES
+    return [*models.RECIPES, *pretrained.PACKED]
 
 
 def _model(name: str) -> str:
@@ -267,6 +268,13 @@ def _model(name: str) -> str:
     return (
         f"reads {len(classifier.classes)} classes from {classifier.size}×{classifier.size} pixels"
     )
+
+
+def _photographs() -> str:
+    from course_utils import photographs
+
+    things = sum(len(photographs.load(name).masks) for name in photographs.NAMES)
+    return f"{len(photographs.NAMES)}, with the outlines of {things} things"
 
 
 def _units(name: str) -> str:
@@ -330,7 +338,7 @@ def _jupyterlab() -> str:
 
 
 def fetch(name: str) -> int:
-    """Download a torchvision model into torchvision's cache, checked against its checksum."""
+    """Download a model of torchvision or timm into its cache, checked against its checksum."""
     from course_utils import models
 
     print(f"{name} is at {models.fetch(name, progress=True)}")

@@ -70,9 +70,8 @@ def _deconvnet(operation: backward.Operation, gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
-def _guided(operation: backward.Operation, gradient: Tensor) -> Tensor:
-    (x,) = operation.inputs
-    return gradient.clamp(min=0) * (x > 0)
+def _guided(operation: backward.Operation, gradient: Tensor) -> tuple[Tensor, ...]:
+    return operation.gradient(gradient.clamp(min=0))
 
 
 def deconvnet(
@@ -87,7 +86,8 @@ def deconvnet(
 
         R_in = R_out · 1[R_out > 0]        (the gradient: R_out · 1[x > 0])
 
-    Max pooling sends back to where its maximum was, the switches. Arguments as `gradient`; with a
+    Max pooling sends back to where its maximum was, the switches. A ReLU6 is treated as a ReLU.
+    Arguments as `gradient`; with a
     layer (as in `model.named_modules()`) and a unit, a channel of it, the strongest position of
     that unit is explained instead of a class. Returns (N, C, H, W), signed; its size has no unit.
 
@@ -108,7 +108,7 @@ def guided_backprop(
 ) -> Tensor:
     """The gradient along which every ReLU was active and every step was an increase:
 
-        R_in = R_out · 1[R_out > 0] · 1[x > 0]
+        R_in = R_out · 1[R_out > 0] · 1[x > 0]        (of a ReLU6: 1[0 < x < 6])
 
     Arguments, result and errors as `deconvnet`.
     Source: Springenberg, Dosovitskiy, Brox, Riedmiller, Striving for Simplicity, 2014.
@@ -139,7 +139,7 @@ def _rectified(
         check_unit(layer, unit, output.shape[1])  # type: ignore[arg-type]
         return output[:, unit].reshape(len(output), -1).amax(1)
 
-    rules = backward.Rules(method, {"relu": relu})
+    rules = backward.Rules(method, {"relu": relu, "relu6": relu})
     with explaining(model):
         result = backward.propagate(model, images, rules, score, layer=layer)
     if not rules.operations:

@@ -4,18 +4,18 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
-import skimage
 import torch
 from PIL import Image, ImageOps
 
 MEGAPIXELS = 120  # a larger photo could fill the memory of a small machine
 # No format that Pillow hands to another program (EPS to Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "PPM", "ICO", "JPEG2000")
-EXAMPLES = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left")
+FORMATS = (
+    "JPEG", "MPO", "HEIF", "PNG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "PPM", "ICO", "JPEG2000",
+)  # fmt: skip
 
 Source = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
@@ -39,17 +39,26 @@ def load_image(source: Source) -> np.ndarray:
             return _decode(source, "this PIL image")
         file, name = _file(source)
         try:
-            Image.init()  # fills Image.OPEN: not every build of Pillow knows every format
+            _know_all_formats()  # and so fills Image.OPEN: not every build of Pillow has each
             image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
         except Image.DecompressionBombError:
             raise _too_large(name) from None
         except Exception:
             raise ValueError(
-                f"source: {name} is not a picture that can be read; JPEG, PNG, GIF, TIFF, BMP "
-                "and WebP files are"
+                f"source: {name} is not a picture that can be read; JPEG, HEIC, PNG, GIF, "
+                "TIFF, BMP and WebP files are"
             ) from None
         with image:
             return _decode(image, name)
+
+
+@cache
+def _know_all_formats() -> None:
+    """Pillow's own formats, and HEIF, in which iPhones store photos."""
+    import pi_heif
+
+    Image.init()
+    pi_heif.register_heif_opener()
 
 
 def _file(source: object) -> tuple[Any, str]:
@@ -147,14 +156,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
             f"source: the array holds {array.dtype}; use uint8, uint16, or floats from 0 to 1"
         )
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def example(name: str) -> np.ndarray:
-    """One of the photos in EXAMPLES, as a (height, width, 3) uint8 array."""
-    if name not in EXAMPLES:
-        raise ValueError(f"name: there is no example {name!r}; choose one of {', '.join(EXAMPLES)}")
-    folder = Path(skimage.__file__).parent / "data"
-    return load_image(next(folder.glob(f"{name}.*")))
 
 
 def to_tensor(

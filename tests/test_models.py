@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import datasheets, models, radiographs, scenes
+from course_utils import datasheets, models, pretrained, radiographs, scenes
 
 SMALL = "shufflenet_v2_x0_5"
 WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
@@ -424,14 +424,14 @@ def _save_instead(save: Callable, content: object, _: object, file: io.BytesIO) 
     save(content, file)
 
 
-@pytest.mark.parametrize("name", models.names()[len(models.RECIPES) :])
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_preprocessing_is_torchvisions(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """For every classifier of torchvision, with a stand-in for the network itself."""
     stand_in = nn.Conv2d(3, 1, 1)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "fetch", lambda name: None)
+    monkeypatch.setattr(pretrained, "fetch", lambda name: None)
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: stand_in)
     ours = models.load(name, device="cpu")
     weights = torchvision.models.get_model_weights(name).DEFAULT

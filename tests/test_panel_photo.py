@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from course_utils import images, panels, scenes
+from course_utils import panels, photographs, scenes
 from course_utils.panels.upload import Photo
 
 
@@ -38,20 +38,20 @@ def panel() -> Photo:
 MINE = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
 
 
-def test_opens_on_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_opens_on_a_photograph(capsys: pytest.CaptureFixture[str]) -> None:
     panel = panels.photo()
     assert repr(panel) == "panel: photo"
     assert panel.status.value == ""
-    assert np.array_equal(panel.image, images.example(images.EXAMPLES[0]))
+    assert np.array_equal(panel.image, photographs.load(photographs.NAMES[0]).image)
     assert panel.words.startswith("chelsea, 300 × 451 pixels.")
     assert "square of 300 × 300 pixels" in panel.words
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", images.EXAMPLES)
-def test_every_example_can_be_chosen(panel: Photo, name: str) -> None:
+@pytest.mark.parametrize("name", photographs.NAMES)
+def test_every_photograph_can_be_chosen(panel: Photo, name: str) -> None:
     panel.controls["picture"].value = name
-    assert np.array_equal(panel.image, images.example(name))
+    assert np.array_equal(panel.image, photographs.load(name).image)
     assert panel.words.startswith(f"{name}, ")
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
+from course_utils import photographs
 from course_utils.gradients import integrated_gradients
-from course_utils.images import example
 from course_utils.regions import SEGMENTATIONS, grow, segment, segment_stack, xrai
 from tests.networks import NETWORKS, batch, make
 
@@ -15,7 +15,7 @@ every_method = pytest.mark.parametrize("method", SEGMENTATIONS)
 
 def photo(name: str = "astronaut", size: int = 96) -> np.ndarray:
     """(size, size, 3) in uint8, small enough to be quick."""
-    image = example(name)
+    image = photographs.load(name).image
     step = min(image.shape[:2]) // size
     return image[: size * step : step, : size * step : step]
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from course_utils import images, models, plotting, scenes
+from course_utils import images, models, photographs, plotting, scenes
 from course_utils.contract import explaining
 from course_utils.plotting import BLUE, FAINT, INK, MUTED, ORANGE, PAPER
 
@@ -407,13 +407,13 @@ def classifier_of(model: models.Classifier | str | None) -> models.Classifier:
 def offered(image: Any, specs: Mapping[str, scenes.SceneSpec]) -> dict[str, Any]:
     """What a panel's list of pictures offers, by name: one's own, scenes, and photos."""
     own = {} if image is None else {"your picture": image}
-    return {**own, **specs, **{name: name for name in images.EXAMPLES}}
+    return {**own, **specs, **{name: name for name in photographs.NAMES}}
 
 
 def pixels_of(image: Any) -> NDArray[np.uint8]:
-    """The picture of a scene, a photo or an example's name; None is the typical zebra."""
-    if isinstance(image, str) and image in images.EXAMPLES:
-        return images.example(image)
+    """The picture of a scene, a photo or a photograph's name; None is the typical zebra."""
+    if isinstance(image, str) and image in photographs.NAMES:
+        return photographs.load(image).image
     if image is None or isinstance(image, scenes.SceneSpec):
         image = scenes.render(image or scenes.canonical("zebra"))
     return image.image if isinstance(image, scenes.Scene) else images.load_image(image)

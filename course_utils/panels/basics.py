@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from course_utils import images, layers, models, plotting, scenes
+from course_utils import images, layers, models, photographs, plotting, scenes
 from course_utils.panels.base import (
     WIDTH,
     Canvas,
@@ -240,7 +240,7 @@ def preprocessing(model: Any = None, image: Any = None) -> Panel:
     size, short = classifier.size, classifier.resize or classifier.size
     most = 2 * max(size, short)
     controls: dict[str, Any] = {
-        "photo": choice("picture", [*photos, *images.EXAMPLES]),
+        "photo": choice("picture", [*photos, *photographs.NAMES]),
         "resize": slider("short side, px", 32, most, short),
         "crop": slider("centre crop, px", 32, most, size),
         "scale": choice("scaling", SCALES),
@@ -262,7 +262,7 @@ def preprocessing(model: Any = None, image: Any = None) -> Panel:
     @cache
     def photo_pixels(photo: str) -> NDArray[np.uint8]:
         if photo not in photos:
-            return images.example(photo)
+            return photographs.load(photo).image
         # A scene is drawn larger than the model wants it, so that there is something to resize.
         drawn = isinstance(image, scenes.SceneSpec)
         return scenes.render(image, 2 * 128).image if drawn else pixels_of(image)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from course_utils import features, images, microscope, scenes
+from course_utils import features, images, microscope, photographs, scenes
 from course_utils.panels.base import (
     Canvas,
     Panel,
@@ -92,7 +92,7 @@ def prototypes(model: Any = None, image: Any = None) -> Panel:
         if chosen in SETS:
             return _drawn(chosen)
         generator = np.random.default_rng(0)
-        photos = map(images.example, images.EXAMPLES) if image is None else [pixels_of(image)]
+        photos = map(pixels_of, photographs.NAMES if image is None else [image])
         squares = [square for photo in photos for square in crops(photo, CROPS, generator)]
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), []
 
