@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -201,10 +202,51 @@ def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tens
     A method that repeats passes counts them through, whatever the number of images: so a call is
     never larger than memory allows, and never smaller than it need be. A bar shows after a while.
     """
-    with tqdm(total=total, unit="pass", disable=not progress, leave=False, delay=2) as bar:
+    with counting(total, "pass", progress) as advance:
         for numbers in torch.arange(total).split(batch_size):
             yield numbers
-            bar.update(len(numbers))
+            advance(len(numbers))
+
+
+Listener = Callable[[int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def counting(
+    total: int, unit: str, progress: bool, delay: float = 2
+) -> Iterator[Callable[[int], None]]:
+    """Count up to a total by the function that this gives: a bar shows it, and a listener hears.
+
+    The bar waits for `delay` seconds. What is counted meanwhile, inside one of these steps, is not
+    heard.
+    """
+    listener, done = _listener.get(), 0
+    _listener.set(None)
+    try:
+        with tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=delay) as bar:
+
+            def advance(steps: int) -> None:
+                nonlocal done
+                done += steps
+                bar.update(steps)
+                if listener is not None:
+                    listener(done, total)
+
+            yield advance
+    finally:
+        _listener.set(listener)
+
+
+@contextmanager
+def hearing(listener: Listener) -> Iterator[None]:
+    """In here `listener(done, total)` hears of each step of what takes long."""
+    outer = _listener.get()
+    _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.set(outer)
 
 
 def like(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from course_utils import plotting
-from course_utils.contract import check, check_count, check_unit, check_whole, explaining
+from course_utils.contract import (
+    check,
+    check_count,
+    check_unit,
+    check_whole,
+    counting,
+    explaining,
+)
 from course_utils.layers import capture, conv_layers, find
 from course_utils.models import Classifier
 from course_utils.scenes import LOOKS, Scenes, SceneSpec
@@ -208,7 +214,7 @@ def batches(images: Images, batch_size: int, progress: bool) -> Iterator[torch.T
     """Images (N, C, H, W) in model space, `batch_size` at a time, each made when it is needed."""
     check_count("batch_size", batch_size)
     n = _length(images)
-    with tqdm(total=n, unit="image", disable=not progress, leave=False) as bar:
+    with counting(n, "image", progress, delay=0) as advance:
         for start in range(0, n, batch_size):
             stop = min(start + batch_size, n)
             if isinstance(images, torch.Tensor):
@@ -216,7 +222,7 @@ def batches(images: Images, batch_size: int, progress: bool) -> Iterator[torch.T
             else:
                 batch = _stack(images, range(start, stop))
             yield batch
-            bar.update(len(batch))
+            advance(len(batch))
 
 
 def _length(images: Images) -> int:

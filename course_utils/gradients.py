@@ -87,9 +87,10 @@ def deconvnet(
         R_in = R_out · 1[R_out > 0]        (the gradient: R_out · 1[x > 0])
 
     Max pooling sends back to where its maximum was, the switches. A ReLU6 is treated as a ReLU.
-    Arguments as `gradient`; with a
-    layer (as in `model.named_modules()`) and a unit, a channel of it, the strongest position of
-    that unit is explained instead of a class. Returns (N, C, H, W), signed; its size has no unit.
+    Without max pooling the map does not depend on the image, but on the class or unit alone.
+    Arguments as `gradient`; with a layer (as in `model.named_modules()`) and a unit, a channel of
+    it, the strongest position of that unit is explained instead of a class. Returns (N, C, H, W),
+    signed; its size has no unit.
 
     Raises ValueError or TypeError naming the argument; ValueError for a network without ReLU or
     with other activations.
@@ -228,7 +229,8 @@ def integrated_gradients(
         (x − x') · ∫₀¹ ∂f_c(x' + α (x − x')) / ∂x dα ≈ (x − x') · Σₖ wₖ ∂f_c(x' + αₖ (x − x')) / ∂x
 
     Arguments as `gradient`. baseline: x', a number or a tensor that broadcasts to the images, in
-    model space, where 0 is the mean colour; `Classifier.black` is black. steps: gradients taken.
+    model space, where 0 is the mean colour; `Classifier.black` is black. steps: gradients taken;
+    the small networks of the course need no more than 32, one trained on ImageNet may need hundreds.
     rule: where the αₖ lie and what they weigh, one of QUADRATURES.
     Returns (N, C, H, W), signed, in logits; an image's sum tends to f_c(x) − f_c(x').
 

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from course_utils import images
-from course_utils.contract import check_unit, explaining
+from course_utils.contract import check_unit, counting, explaining
 from course_utils.features import responses
 from course_utils.layers import capture, find
 from course_utils.models import Classifier
@@ -196,9 +195,11 @@ def ascend(
             scores.clear()
         else:
             z = start
-        for _ in tqdm(range(steps), disable=not progress, leave=False, unit="step"):
-            g = gradient(z, _random_transform(2 * jitter / side, rotation, scaling, generator))
-            z = z + step_size * (g / _rms(g).clamp_min(1e-20) if normalize_gradient else g)
+        with counting(steps, "step", progress) as advance:
+            for _ in range(steps):
+                g = gradient(z, _random_transform(2 * jitter / side, rotation, scaling, generator))
+                z = z + step_size * (g / _rms(g).clamp_min(1e-20) if normalize_gradient else g)
+                advance(1)
         with torch.no_grad():
             x = picture(z)
             seen(x)

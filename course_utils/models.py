@@ -132,10 +132,15 @@ class Classifier:
         """Where the model computes."""
         return next(self.model.parameters()).device
 
-    def to_input(self, image: np.ndarray) -> torch.Tensor:
-        """A picture (H, W, 3) uint8 as the model wants it: (1, 3, size, size), on its device."""
+    def to_input(self, image: np.ndarray, *, crop: bool = True) -> torch.Tensor:
+        """A picture (H, W, 3) uint8 as the model wants it: (1, 3, size, size), on its device.
+
+        crop: False for a picture that is to be neither resized nor cut, since it was already:
+        what `to_image` gave and was painted on, say.
+        """
+        size = self.size if crop else None
         tensor = pictures.to_tensor(
-            image, self.size, resize=self.resize, interpolation=self.interpolation
+            image, size, resize=self.resize, interpolation=self.interpolation
         )
         return pictures.normalize(tensor, self.mean, self.std).to(self.device)
 

@@ -153,8 +153,7 @@ def pattern_net(
     signal that they share, and it grows.
 
     Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU
-    and ReLU6,
-    and where the network is too deep for the images' type.
+    and ReLU6, and where the network is too deep for the images' type.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
     return _by_patterns("pattern_net", lambda a, w: a, model, images, target, patterns)
@@ -165,7 +164,8 @@ def pattern_attribution(
 ) -> Tensor:
     """What the signal in each input value gives to the logit: R_in = (a ⊙ w) R_out in each layer.
 
-    Arguments and errors as `pattern_net`. Returns (N, C, H, W), signed, in logits.
+    Arguments and errors as `pattern_net`. Returns (N, C, H, W), signed, in logits; what is sent to
+    units that are closed is lost, in a deep network almost all of the logit.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
     return _by_patterns("pattern_attribution", torch.mul, model, images, target, patterns)
@@ -242,8 +242,7 @@ def estimate_patterns(
     never active has pattern 0.
 
     Raises ValueError or TypeError naming the argument; ValueError for other activations than ReLU
-    and ReLU6,
-    and for a BatchNorm that follows no convolution.
+    and ReLU6, and for a BatchNorm that follows no convolution.
     Source: Kindermans et al., Learning How to Explain Neural Networks, 2018.
     """
     check(model, images)

@@ -20,6 +20,7 @@ from course_utils.contract import (
     check_count,
     check_generator,
     check_number,
+    counting,
     explaining,
     like,
     portions,
@@ -74,14 +75,15 @@ def parameter_randomization(
         seeds = torch.randint(2**62, (len(layers),), generator=generator).tolist()
         original = maps_of(method, model, images, classes, batch_size)
         result = {}
-        bar = tqdm(layers.items(), unit="layer", disable=not progress, leave=False, delay=2)
-        for (name, members), seed in zip(bar, seeds, strict=True):
-            with nullcontext() if cascading else _restored(members):
-                torch.manual_seed(seed)  # `explaining` gives the global generator its state back
-                for module in members:
-                    _reset(module)
-                maps = maps_of(method, model, images, classes, batch_size)
-            result[name] = like(_similarities(original, maps, similarity), images)
+        with counting(len(layers), "layer", progress) as advance:
+            for (name, members), seed in zip(layers.items(), seeds, strict=True):
+                with nullcontext() if cascading else _restored(members):
+                    torch.manual_seed(seed)  # `explaining` gives the global generator's state back
+                    for module in members:
+                        _reset(module)
+                    maps = maps_of(method, model, images, classes, batch_size)
+                result[name] = like(_similarities(original, maps, similarity), images)
+                advance(1)
     return result
 
 

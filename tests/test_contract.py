@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from course_utils import contract
 from course_utils.methods import AXIOMS, METHODS, NEEDS, Method
 from tests.networks import NETWORKS, batch, make
 
@@ -363,3 +364,28 @@ def test_a_call_without_gradient_is_refused() -> None:
 
     with pytest.raises(ValueError, match="^model: its logits carry no gradient"):
         METHODS["gradient"](Detached(), IMAGES)
+
+
+def test_a_listener_hears_the_outer_steps_alone() -> None:
+    heard: list[tuple[int, int]] = []
+
+    def inner() -> None:
+        for _ in contract.portions(3, 1, False):
+            pass
+
+    with contract.hearing(lambda done, total: heard.append((done, total))):
+        for _ in contract.portions(5, 2, False):
+            inner()
+        inner()
+    inner()
+    assert heard == [(2, 5), (4, 5), (5, 5), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_listener_hears_again_after_an_error() -> None:
+    heard: list[int] = []
+    with contract.hearing(lambda done, total: heard.append(done)):
+        with pytest.raises(RuntimeError), contract.counting(2, "step", False):
+            raise RuntimeError
+        for _ in contract.portions(2, 1, False):
+            pass
+    assert heard == [1, 2]

@@ -228,6 +228,17 @@ def test_unknown_name(name: str, near: str) -> None:
             function(name)
 
 
+def test_a_square_that_was_cut_already_is_only_normalised() -> None:
+    """There and back again: nothing is resized a second time."""
+    frame = dataclasses.replace(classifier(), resize=40)
+    x = frame.to_input(picture())
+    square = frame.to_image(x)
+    again = frame.to_input(square, crop=False)
+    assert np.array_equal(frame.to_image(again), square)
+    torch.testing.assert_close(again, x, rtol=0, atol=0.01)
+    assert not np.array_equal(frame.to_image(frame.to_input(square)), square)
+
+
 def test_names() -> None:
     assert models.names()[0] == "scenes"
     assert "resnet18" in models.names()

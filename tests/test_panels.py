@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils import models, panels, scenes
+from course_utils import contract, models, panels, scenes
 from course_utils.panels import Canvas, Panel, base, basics, units
 from tests.networks import small_classifier
 
@@ -263,6 +263,37 @@ def test_an_error_on_opening_is_raised() -> None:
 
     with pytest.raises(ValueError, match="nothing to show"):
         Panel("broken", {}, draw)
+
+
+def test_a_bar_shows_how_far_a_long_drawing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what takes longer than a moment; it is gone once the picture is there."""
+    shown: list[tuple[float, bool]] = []
+    slow = widgets.IntSlider()
+
+    def draw(slow: int) -> Canvas:
+        for _ in contract.portions(4, 1, False):
+            if slow:
+                shown.append((panel.bar.value, panel.bar.layout.display is None))
+        return Canvas(9, 9)
+
+    monkeypatch.setattr(base, "PATIENCE", 0)
+    monkeypatch.setattr(base, "perf_counter", iter(range(100)).__next__)
+    panel = Panel("slow", {"slow": slow}, draw)
+    assert panel.bar.layout.display == "none"
+    slow.value = 1
+    assert shown == [(0, False), (0.25, True), (0.5, True), (0.75, True)]
+    assert panel.bar.layout.display == "none"
+
+
+def test_a_model_of_photographs_is_offered_photographs_first(
+    classifier: models.Classifier,
+) -> None:
+    spec = {"zebra": scenes.canonical("zebra")}
+    other = replace(classifier, classes=("tench", "goldfish"))
+    assert [*base.offered(classifier, None, spec)][:2] == ["zebra", "chelsea"]
+    assert [*base.offered(other, None, spec)][::9] == ["chelsea", "zebra"]
+    assert "your picture" in base.offered(other, np.zeros((9, 9, 3), np.uint8), spec)
+    assert base.pixels_of(base.typical(other)).shape == (300, 451, 3)
 
 
 def test_update_names_the_nearest_control(simple: Simple) -> None:

@@ -66,7 +66,7 @@ def gradient(model: Any = None, image: Any = None) -> Panel:
     """
     classifier = classifier_of(model)
     specs = {label: scenes.canonical(label) for label in SCENES} | {PAIR: pair()}
-    pictures = offered(image, specs)
+    pictures = offered(classifier, image, specs)
 
     @cache
     def seen(picture: str) -> Seen:

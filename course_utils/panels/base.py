@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -19,12 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from course_utils import images, models, photographs, plotting, scenes
-from course_utils.contract import explaining
+from course_utils.contract import explaining, hearing
 from course_utils.plotting import BLUE, FAINT, INK, MUTED, ORANGE, PAPER
 
 SHARPNESS = 1.5  # pixels drawn per pixel of the page: sharp text, yet quick to encode
 MARGIN = 4  # around what is drawn
 WIDTH = "300px"  # of a control
+PATIENCE = 0.5  # seconds until a bar shows how far a picture is
 
 
 @cache
@@ -226,10 +228,12 @@ class Panel(widgets.VBox):
         )
         self.picture = self.pictures[0]
         self.status = widgets.HTML()
+        self.bar = widgets.FloatProgress(max=1, layout={"width": "300px", "display": "none"})
         # ipywidgets 8 knows no alt text, and an Image with a tooltip does not open in JupyterLab.
         self.caption = widgets.HTML(_caption(self.words))
         beside = widgets.VBox(
-            [self.status, *self.pictures, self.caption], layout={"flex": "1 1 480px"}
+            [self.status, self.bar, *self.pictures, self.caption],
+            layout={"flex": "1 1 480px"},
         )
         arranged = arranged or widgets.VBox(list(self.controls.values()))
         arranged.layout.flex = "0 0 auto"
@@ -312,8 +316,10 @@ class Panel(widgets.VBox):
 
     def _advance(self) -> bool:
         """Show the next drawing; False where there was none, or an error."""
+        self._began = self._told = perf_counter()
         try:
-            canvases = next(self._coming, None)
+            with hearing(self._hear):
+                canvases = next(self._coming, None)
             if canvases is None:
                 return False
             self._canvases = canvases
@@ -323,8 +329,17 @@ class Panel(widgets.VBox):
         except Exception as error:
             self._say(error)
             return False
+        finally:
+            self.bar.layout.display = "none"
         self.status.value = ""
         return True
+
+    def _hear(self, done: int, total: int) -> None:
+        """Show how far a drawing is, where it takes long."""
+        now = perf_counter()
+        if now - self._began > PATIENCE and now - self._told > 0.1:
+            self._told, self.bar.value = now, done / total
+            self.bar.layout.display = None
 
     def _drawings(self) -> Iterator[tuple[Canvas, ...]]:
         with self._pause():
@@ -404,18 +419,31 @@ def classifier_of(model: models.Classifier | str | None) -> models.Classifier:
     return model
 
 
-def offered(image: Any, specs: Mapping[str, scenes.SceneSpec]) -> dict[str, Any]:
-    """What a panel's list of pictures offers, by name: one's own, scenes, and photos."""
+def knows_scenes(classifier: models.Classifier) -> bool:
+    """Whether it was trained on drawn scenes; all other models get photographs first."""
+    return set(classifier.classes) <= set(scenes.CLASSES)
+
+
+def offered(
+    classifier: models.Classifier, image: Any, specs: Mapping[str, scenes.SceneSpec]
+) -> dict[str, Any]:
+    """What a panel's list of pictures offers, by name: one's own, scenes, and photographs."""
     own = {} if image is None else {"your picture": image}
-    return {**own, **specs, **{name: name for name in photographs.NAMES}}
+    photos = {name: name for name in photographs.NAMES}
+    return {**own, **specs, **photos} if knows_scenes(classifier) else {**own, **photos, **specs}
+
+
+def typical(classifier: models.Classifier) -> Any:
+    """The picture to begin with: the typical zebra, or a photograph of a cat."""
+    return scenes.canonical("zebra") if knows_scenes(classifier) else photographs.NAMES[0]
 
 
 def pixels_of(image: Any) -> NDArray[np.uint8]:
-    """The picture of a scene, a photo or a photograph's name; None is the typical zebra."""
+    """The picture of a scene, a photo or a photograph's name."""
     if isinstance(image, str) and image in photographs.NAMES:
         return photographs.load(image).image
-    if image is None or isinstance(image, scenes.SceneSpec):
-        image = scenes.render(image or scenes.canonical("zebra"))
+    if isinstance(image, scenes.SceneSpec):
+        image = scenes.render(image)
     return image.image if isinstance(image, scenes.Scene) else images.load_image(image)
 
 
@@ -439,7 +467,8 @@ def looker(
     classifier: models.Classifier, image: Any, labels: Sequence[str]
 ) -> tuple[dict[str, Any], Callable[[str], Seen]]:
     """The pictures on offer by name, typical scenes of the labels, and what makes one `Seen`."""
-    pictures = offered(image, {label: scenes.canonical(label) for label in labels})
+    specs = {label: scenes.canonical(label) for label in labels}
+    pictures = offered(classifier, image, specs)
 
     @cache
     def look(name: str) -> Seen:

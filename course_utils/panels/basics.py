@@ -21,6 +21,7 @@ from course_utils.panels.base import (
     decimal,
     pixels_of,
     slider,
+    typical,
     with_truth,
 )
 from course_utils.plotting import BLUE, MUTED, ORANGE
@@ -53,7 +54,8 @@ def convolution(model: Any = None, image: Any = None) -> Panel:
         )
     weights = conv.weight.detach().cpu().numpy()
     biases = np.zeros(len(weights)) if conv.bias is None else conv.bias.detach().cpu().numpy()
-    normalised = classifier.to_input(pixels_of(image))[0].cpu()
+    shown = typical(classifier) if image is None else image
+    normalised = classifier.to_input(pixels_of(shown))[0].cpu()
     picture = classifier.to_image(normalised)
     grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
     side = max(8, conv.kernel_size[0])
@@ -234,7 +236,7 @@ def preprocessing(model: Any = None, image: Any = None) -> Panel:
     input that the model was trained on.
     """
     classifier = classifier_of(model)
-    image = scenes.canonical("zebra") if image is None else image
+    image = typical(classifier) if image is None else image
     scene = isinstance(image, scenes.SceneSpec | scenes.Scene)
     photos = {"the scene" if scene else "your picture": image}
     size, short = classifier.size, classifier.resize or classifier.size

@@ -45,7 +45,7 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     """
     classifier = classifier_of(model)
     network = classifier.model
-    pictures = offered(image, SCENES)
+    pictures = offered(classifier, image, SCENES)
     first, blocks = next(iter(layers.conv_layers(network)), None), microscope.stages(network)
     modules = dict(network.named_modules())
     maps = [name for name in blocks if not isinstance(modules[name], nn.Linear)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from skimage.filters import sobel
 from torch import Tensor, nn
 
-from course_utils import evaluation, gradients, models, plotting, regions, scenes
+from course_utils import evaluation, gradients, models, photographs, plotting, regions, scenes
 from course_utils.contract import accepted, explaining
 from course_utils.methods import METHODS
 from course_utils.panels.base import (
@@ -21,6 +21,7 @@ from course_utils.panels.base import (
     choice,
     classifier_of,
     decimal,
+    knows_scenes,
     looker,
     slider,
 )
@@ -94,11 +95,12 @@ class Explainer:
 
     def _coarse(self, name: str, seen: Seen, index: int) -> dict[str, Any]:
         """Options of few passes for the methods that take many."""
+        quarter = -(-min(seen.x.shape[2:]) // 4)
         match name:
             case "occlusion":
-                return {"window": 32, "stride": 32}
+                return {"window": quarter, "stride": quarter}
             case "prediction_difference":
-                return {"window": 32, "stride": 32, "samples": 1}
+                return {"window": quarter, "stride": quarter, "samples": 1}
             case "smoothgrad":
                 return {"samples": 4}
             case "integrated_gradients":
@@ -130,10 +132,13 @@ class Explainer:
 
     @cached_property
     def _data(self) -> Tensor:
-        """Ordinary scenes, as the model gets them."""
-        drawn = scenes.Scenes(BACKGROUND, seed=0, resolution=self.classifier.size)
-        inputs = self.classifier.inputs(drawn.draw(progress=False)[0])
-        return torch.stack([inputs[i] for i in range(BACKGROUND)])
+        """Ordinary pictures, as the model gets them: scenes, or all photographs."""
+        ordinary: Any = [photographs.load(name).image for name in photographs.NAMES]
+        if knows_scenes(self.classifier):
+            world = scenes.Scenes(BACKGROUND, seed=0, resolution=self.classifier.size)
+            ordinary = world.draw(progress=False)[0]
+        inputs = self.classifier.inputs(ordinary)
+        return torch.stack([inputs[i] for i in range(len(inputs))])
 
 
 def _edges(pixels: NDArray[np.uint8]) -> Array:

@@ -33,7 +33,8 @@ def feature_maps(model: Any = None, image: Any = None) -> Panel:
     A map with negative numbers is blue below zero and red above.
     """
     classifier = classifier_of(model)
-    pictures = offered(image, {label: scenes.canonical(label) for label in SCENES})
+    specs = {label: scenes.canonical(label) for label in SCENES}
+    pictures = offered(classifier, image, specs)
     convolutions = layers.conv_layers(classifier.model)
     wanted = {*convolutions, *microscope.stages(classifier.model)}
     modules = dict(classifier.model.named_modules())

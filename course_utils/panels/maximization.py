@@ -16,6 +16,7 @@ from course_utils.panels.base import (
     decimal,
     pixels_of,
     slider,
+    typical,
 )
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
 
@@ -32,7 +33,8 @@ def activation_maximization(model: Any = None, image: Any = None) -> Panel:
     network = classifier.model
     inside = microscope.stages(network)
     known = microscope.load(classifier.name).scenes if microscope.surveyed(classifier.name) else {}
-    maps = features.feature_maps(network, classifier.to_input(pixels_of(image)), inside)
+    x = classifier.to_input(pixels_of(typical(classifier)))
+    maps = features.feature_maps(network, x, inside)
     counts = {layer: kept.shape[1] for layer, kept in maps.items()}
     layer = inside[2 * len(inside) // 3]
     controls: dict[str, Any] = {

@@ -171,7 +171,7 @@ def lime(model: Any = None, image: Any = None) -> Panel:
     classifier = classifier_of(model)
     specs = {"tiger and zebra": PAIR}
     specs |= {label: scenes.canonical(label) for label in ("zebra", "toadstool", "cow", "crow")}
-    pictures = offered(image, specs)
+    pictures = offered(classifier, image, specs)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
         "target": choice("class", [ANSWER, *classifier.classes]),
@@ -421,7 +421,7 @@ def shapley(model: Any = None, image: Any = None) -> Panel:
     added in some random orders of joining, and its exact Shapley value, the mean over all orders.
     """
     classifier = classifier_of(model)
-    pictures = offered(image, {name: spec for name, (spec, _) in GAMES.items()})
+    pictures = offered(classifier, image, {name: spec for name, (spec, _) in GAMES.items()})
     game_of = cache(lambda name: Game(classifier, name, pictures[name]))
     switches = {
         f"player{i}": widgets.Checkbox(

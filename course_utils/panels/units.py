@@ -20,6 +20,7 @@ from course_utils.panels.base import (
     draw_concepts,
     pixels_of,
     slider,
+    typical,
 )
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
 from course_utils.scenes import Scenes
@@ -38,7 +39,7 @@ def microscope(model: Any = None, image: Any = None) -> Panel:
     """
     classifier = classifier_of(model)
     network, stages = classifier.model, survey.stages(classifier.model)
-    x = classifier.to_input(pixels_of(image))
+    x = classifier.to_input(pixels_of(typical(classifier) if image is None else image))
     seen = features.feature_maps(network, x, stages)
     kept = survey.load(classifier.name) if survey.surveyed(classifier.name) else None
     world = Scenes(SCENES, seed=10)
@@ -76,14 +77,18 @@ def microscope(model: Any = None, image: Any = None) -> Panel:
         unit = min(unit, controls["unit"].max)
         units, maps = layers[layer], seen[layer]
         before = stages[stages.index(layer) - 1] if layer != stages[0] else None
-        for shown in (1, survey.TOP):  # drawing nine scenes takes longer than a slider waits
+        # A slider does not wait for nine scenes to be drawn, nor for the ascent to a picture.
+        for shown, climbs in ((1, bool(kept)), (survey.TOP, True)):
             canvas = Canvas(960, 640)
-            picture, score = synthesised(layer, unit)
+            made = synthesised(layer, unit) if climbs else None
             best = float(units.best[unit, 0])
             size = "" if maps.ndim == 2 else f", a map of {maps.shape[2]} × {maps.shape[3]}"
             canvas.heading(0, 0, f"{layer}, unit {unit}", f"one of {maps.shape[1]}{size}")
-            canvas.picture(0, 44, 230, picture, smooth=True)
-            canvas.text(0, 282, f"synthesised: {decimal(score)}", bold=True)
+            canvas.box(0, 44, 230, 230, fill=FAINT)
+            if made:
+                canvas.picture(0, 44, 230, made[0], smooth=True)
+            score = decimal(made[1]) if made else "coming …"
+            canvas.text(0, 282, f"synthesised: {score}", bold=True)
             canvas.text(0, 300, f"the best scene: {decimal(best)}", color=MUTED)
             _through(canvas, 0, 336, classifier.to_image(x), maps[0, unit])
             more = "" if shown == survey.TOP else "  …"
@@ -101,7 +106,7 @@ def microscope(model: Any = None, image: Any = None) -> Panel:
                 _inputs(canvas, 712, 290, before, inputs(layer, unit), tile)
             name, area, *_ = best_concepts[0]
             canvas.alt = (
-                f"Unit {unit} of {layer}: its synthesised picture gives {decimal(score)}, the best "
+                f"Unit {unit} of {layer}: its synthesised picture gives {score}, the best "
                 f"scene {decimal(best)}. It tells “{name}” best, AUROC {area:.2f}."
             )
             yield canvas

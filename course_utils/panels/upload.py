@@ -6,8 +6,8 @@ import ipywidgets as widgets
 import numpy as np
 from numpy.typing import NDArray
 
-from course_utils import images
-from course_utils.panels.base import WIDTH, Canvas, Panel, choice, offered, pixels_of
+from course_utils import images, photographs
+from course_utils.panels.base import WIDTH, Canvas, Panel, choice, pixels_of
 from course_utils.plotting import ORANGE
 
 # Such a file breaks the connection to the kernel, which then hears of nothing.
@@ -20,7 +20,8 @@ class Photo(Panel):
     image: NDArray[np.uint8]
 
     def __init__(self, image: Any = None) -> None:
-        given = offered(image, {})
+        own = {} if image is None else {"your picture": image}
+        given = {**own, **{name: name for name in photographs.NAMES}}
         self._sources = {name: pixels_of(source) for name, source in given.items()}
         upload = widgets.FileUpload(
             accept="image/*", description="a photo of your own", layout=widgets.Layout(width=WIDTH)
