@@ -230,7 +230,7 @@ def integrated_gradients(
 
     Arguments as `gradient`. baseline: x', a number or a tensor that broadcasts to the images, in
     model space, where 0 is the mean colour; `Classifier.black` is black. steps: gradients taken;
-    the small networks of the course need no more than 32, one trained on ImageNet may need hundreds.
+    32 suffice for the course's small networks, one trained on ImageNet may need hundreds.
     rule: where the αₖ lie and what they weigh, one of QUADRATURES.
     Returns (N, C, H, W), signed, in logits; an image's sum tends to f_c(x) − f_c(x').
 

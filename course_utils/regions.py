@@ -29,8 +29,9 @@ def segment(image: Array, *, method: str = "slic", n_segments: int = 50) -> np.n
     image: (C, H, W) or (H, W, 3), C 1 or 3, any range: what counts is where a value lies between
     the image's lowest and its highest.
     method: "slic" clusters pixels by colour and place into about n_segments compact segments of
-    similar size, on photographs with fine texture often into half as many; "felzenszwalb" joins pixels as long as their difference is small against that
-    inside the segments, into at most n_segments of any shape.
+    similar size, on photographs with fine texture often into half as many; "felzenszwalb" joins
+    pixels as long as their difference is small against that inside the segments, into at most
+    n_segments of any shape.
 
     Raises ValueError or TypeError naming the argument.
     Source: Achanta et al., SLIC Superpixels Compared to State-of-the-art Superpixel Methods, 2012;

@@ -269,20 +269,22 @@ def test_a_bar_shows_how_far_a_long_drawing_is(monkeypatch: pytest.MonkeyPatch) 
     """Of what takes longer than a moment; it is gone once the picture is there."""
     shown: list[tuple[float, bool]] = []
     slow = widgets.IntSlider()
+    made: list[Panel] = []
 
     def draw(slow: int) -> Canvas:
         for _ in contract.portions(4, 1, False):
             if slow:
-                shown.append((panel.bar.value, panel.bar.layout.display is None))
+                shown.append((made[0].bar.value, made[0].bar.layout.display is None))
         return Canvas(9, 9)
 
     monkeypatch.setattr(base, "PATIENCE", 0)
     monkeypatch.setattr(base, "perf_counter", iter(range(100)).__next__)
-    panel = Panel("slow", {"slow": slow}, draw)
-    assert panel.bar.layout.display == "none"
+    made.append(Panel("slow", {"slow": slow}, draw))
+    bar = made[0].bar
+    assert bar.layout.display == "none"
     slow.value = 1
     assert shown == [(0, False), (0.25, True), (0.5, True), (0.75, True)]
-    assert panel.bar.layout.display == "none"
+    assert bar.layout.display == "none"
 
 
 def test_a_model_of_photographs_is_offered_photographs_first(
