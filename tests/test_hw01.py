@@ -373,7 +373,8 @@ def with_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Tenso
             model(images)
     finally:
         handle.remove()
-    rows = [(model.fc.weight[c].view(-1, 1, 1) * m).sum(0) for c, m in zip(target, kept[0])]  # noqa: B905
+    weight = hw01.last_linear(model).weight
+    rows = [(weight[c].view(-1, 1, 1) * m).sum(0) for c, m in zip(target, kept[0], strict=True)]
     return torch.stack(rows)
 
 
@@ -381,7 +382,7 @@ def with_a_convolution(model: Any, images: Tensor, target: Tensor, layer: str) -
     """The linear layer, slid over the places: the maps of all classes."""
     with layers.capture(model, layer) as kept, torch.no_grad():
         model(images)
-    every = F.conv2d(kept[layer], model.fc.weight[:, :, None, None])
+    every = F.conv2d(kept[layer], hw01.last_linear(model).weight[:, :, None, None])
     return every[torch.arange(len(images)), target]
 
 
@@ -390,7 +391,7 @@ def with_the_input_of_the_pooling(model: Any, images: Tensor, target: Tensor, la
         model(images)
     n, k, h, w = kept[layer].shape
     places = kept[layer].permute(0, 2, 3, 1).reshape(n, h * w, k)
-    return (places @ model.fc.weight.T)[range(n), :, target].view(n, h, w)
+    return (places @ hw01.last_linear(model).weight.T)[range(n), :, target].view(n, h, w)
 
 
 def by_gradients(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
@@ -432,7 +433,7 @@ def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Ten
     kept = []
     model.get_submodule(layer).register_forward_hook(lambda *_: kept.append(_[2].clone()))
     model(images)
-    return torch.einsum("nk,nkhw->nhw", model.fc.weight[target], kept[0])
+    return torch.einsum("nk,nkhw->nhw", hw01.last_linear(model).weight[target], kept[0])
 
 
 @pytest.mark.parametrize(

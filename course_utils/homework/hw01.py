@@ -308,10 +308,15 @@ class _Tiny(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
         self.body = nn.Sequential(nn.Conv2d(6, 9, 3), nn.BatchNorm2d(9), nn.ReLU(inplace=True))
-        self.fc = nn.Linear(9, 7)
+        self.classifier = nn.Linear(9, 7)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.body(self.stem(x)).mean((2, 3)))
+        return self.classifier(self.body(self.stem(x)).mean((2, 3)))
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The linear layer at the end, whatever its name; the notebook has the same function."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def _cases() -> list[dict[str, Any]]:
@@ -322,8 +327,8 @@ def _cases() -> list[dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         tiny, noise = _Tiny().eval(), torch.randn(3, 3, 27, 63)
-        nn.init.normal_(tiny.fc.bias)
-        nn.init.normal_(tiny.fc.weight)
+        nn.init.normal_(tiny.classifier.bias)
+        nn.init.normal_(tiny.classifier.weight)
     classifier = models.load("scenes", device="cpu")
     shown = [scenes.render(scenes.canonical(name), 93).image for name in ("zebra", "football")]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (classifier.mean, classifier.std))
@@ -580,7 +585,7 @@ def _cam(
     with layers.capture(model, layer) as kept, torch.no_grad():
         logits = model(images)
     maps, classes = kept[layer], logits.argmax(1) if weights == "answer" else target
-    w = model.fc.weight.detach()[classes][:, :, None, None]
+    w = last_linear(model).weight.detach()[classes][:, :, None, None]
     w = torch.ones_like(w) if weights == "none" else w
     terms = w * maps
     m = (terms.relu() if relu == "inside" else terms).sum(1)
@@ -588,7 +593,7 @@ def _cam(
     return {
         "": lambda: m,
         "mean": lambda: m / m[0].numel(),
-        "bias": lambda: m + model.fc.bias.detach()[classes][:, None, None],
+        "bias": lambda: m + last_linear(model).bias.detach()[classes][:, None, None],
         "scaled": lambda: m / m.abs().amax((1, 2), keepdim=True),
         "large": lambda: F.interpolate(m[:, None], images.shape[2:], mode="bilinear")[:, 0],
     }[then]()
@@ -674,7 +679,7 @@ def _check_cam(answer: Answer) -> Iterator[str]:
         with torch.no_grad():
             logit = model(x).gather(1, target[:, None])[:, 0].double()
         mean = tensor_of(guarded(**case), "the map").mean((1, 2))
-        if not torch.allclose(mean + model.fc.bias[target], logit, atol=1e-3):
+        if not torch.allclose(mean + last_linear(model).bias[target], logit, atol=1e-3):
             raise Wrong(
                 "mean(CAM) + b is not the logit", "what is missing, or too much, everywhere?"
             )
