@@ -295,8 +295,9 @@ def _kind(function: Callable, args: Any, kwargs: Mapping[str, Any], inputs: int)
     if kind in ("product", "quotient") and inputs == 1:
         divided = kind == "product" or _depends(args[0])
         return "scale" if divided else None
-    if kind == "hardtanh" and (*args[1:2], kwargs.get("min_val", -1))[0] == 0:
-        return "relu6"  # so nn.ReLU6 calls it
+    if kind == "hardtanh":
+        lowest = args[1] if len(args) > 1 else kwargs.get("min_val", -1)
+        return "relu6" if lowest == 0 else kind  # nn.ReLU6 is a hardtanh from 0 to 6
     if kind == "batch_norm" and args[5]:
         return None  # it uses the batch's own statistics, and those depend on the images
     several = kind in ("sum", "product", "route")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from course_utils import lime
 from course_utils.contract import (
@@ -223,9 +222,11 @@ def agreement(
     maps = []
     with torch.random.fork_rng(devices=[]), explaining(model):
         classes = targets(model, images, target, batch_size)
-        for seed in tqdm(seeds, unit="run", disable=not progress, leave=False, delay=2):
-            again = partial(run, seed=seed)
-            maps.append(maps_of(again, model, images, classes, batch_size).sum(1))
+        with counting(runs, "run", progress) as advance:
+            for seed in seeds:
+                again = partial(run, seed=seed)
+                maps.append(maps_of(again, model, images, classes, batch_size).sum(1))
+                advance(1)
     values = [lime.agreement(torch.stack(one)) for one in zip(*maps, strict=True)]
     return like(torch.tensor(values, dtype=torch.float64), images)
 

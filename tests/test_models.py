@@ -1,13 +1,11 @@
 import dataclasses
 import functools
 import hashlib
-import http.server
 import io
 import json
 import os
 import pickle
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_utils import datasheets, models, pretrained, radiographs, scenes
+from tests.servers import Loopback, Quiet, check_sentence
 
 SMALL = "shufflenet_v2_x0_5"
 WIDTHS, OTHER_WIDTHS = (8, 8, 12, 16), (8, 8, 12, 20)
@@ -270,14 +269,14 @@ def test_a_block_is_torchvisions(inputs: int, outputs: int, stride: int) -> None
 # torchvision's models --------------------------------------------------------------------------
 
 
-class Server:
+class Server(Loopback):
     """Serves one weights file on a loopback address, whole or cut short."""
 
     def __init__(self, cache: Path) -> None:
         self.cache, self.content, self.requests, self.cut = cache, b"", 0, 0
         server = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 server.requests += 1
                 if not server.content:
@@ -288,18 +287,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(server.content[: len(server.content) - server.cut])
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
-
-    def stop(self) -> None:
-        if self.thread.is_alive():
-            self.http.shutdown()
-            self.thread.join()
-            self.http.server_close()
+        super().__init__(Handler)
 
     def offer(self, name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
         """Random weights under a name as torchvision gives them, where torchvision now looks."""
@@ -308,7 +296,7 @@ class Server:
         torch.save(model.state_dict(), buffer)
         self.content = buffer.getvalue()
         digest = hashlib.sha256(self.content).hexdigest()
-        url = f"http://127.0.0.1:{self.http.server_port}/{name}-{digest[:8]}.pth"
+        url = f"{self.address}/{name}-{digest[:8]}.pth"
         weights = torchvision.models.get_model_weights(name).DEFAULT
         monkeypatch.setattr(weights, "_value_", dataclasses.replace(weights.value, url=url))
         return model
@@ -325,12 +313,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(tmp_path / "torch" / "hub" / "checkpoints")
     yield server
     server.stop()
-
-
-def check_sentence(error: BaseException) -> None:
-    assert "\n" not in str(error)
-    assert error.__cause__ is None
-    assert error.__context__ is None or error.__suppress_context__
 
 
 @pytest.mark.parametrize("name", ["resnet18", SMALL])

@@ -1,9 +1,7 @@
 """Networks that others trained, with files that the tests make and one real file of weights."""
 
 import hashlib
-import http.server
 import pickle
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +16,10 @@ from torch import nn
 from torchvision import transforms
 
 from course_utils import models, photographs, pretrained
+from tests.servers import Loopback, Quiet, check_sentence
 
 REAL = "efficientnet_lite0"
 TINY = "timm/test_resnet"  # timm's network for tests
-
-
-def check_sentence(error: BaseException) -> None:
-    assert "\n" not in str(error)
-    assert error.__cause__ is None
-    assert error.__context__ is None or error.__suppress_context__
 
 
 # The network in a package ----------------------------------------------------------------------
@@ -128,14 +121,14 @@ def test_no_code_is_run_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
 # timm's networks -------------------------------------------------------------------------------
 
 
-class Hub:
+class Hub(Loopback):
     """A hub on a loopback address that has one file of weights."""
 
     def __init__(self) -> None:
         self.content, self.cut, self.requests = b"", 0, 0
         hub = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_HEAD(self) -> None:
                 hub.requests += 1
                 if not hub.content or not self.path.endswith("/model.safetensors"):
@@ -151,19 +144,7 @@ class Hub:
                 self.do_HEAD()
                 self.wfile.write(hub.content[: len(hub.content) - hub.cut])
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
-
-    def stop(self) -> None:
-        if self.thread.is_alive():
-            self.http.shutdown()
-            self.thread.join()
-            self.http.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture

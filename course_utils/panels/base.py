@@ -441,7 +441,7 @@ def typical(classifier: models.Classifier) -> Any:
 def pixels_of(image: Any) -> NDArray[np.uint8]:
     """The picture of a scene, a photo or a photograph's name."""
     if isinstance(image, str) and image in photographs.NAMES:
-        return photographs.load(image).image
+        return photographs.picture(image)
     if isinstance(image, scenes.SceneSpec):
         image = scenes.render(image)
     return image.image if isinstance(image, scenes.Scene) else images.load_image(image)

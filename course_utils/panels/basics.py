@@ -264,7 +264,7 @@ def preprocessing(model: Any = None, image: Any = None) -> Panel:
     @cache
     def photo_pixels(photo: str) -> NDArray[np.uint8]:
         if photo not in photos:
-            return photographs.load(photo).image
+            return photographs.picture(photo)
         # A scene is drawn larger than the model wants it, so that there is something to resize.
         drawn = isinstance(image, scenes.SceneSpec)
         return scenes.render(image, 2 * 128).image if drawn else pixels_of(image)

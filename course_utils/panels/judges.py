@@ -133,10 +133,12 @@ class Explainer:
     @cached_property
     def _data(self) -> Tensor:
         """Ordinary pictures, as the model gets them: scenes, or all photographs."""
-        ordinary: Any = [photographs.load(name).image for name in photographs.NAMES]
+        ordinary: Any
         if knows_scenes(self.classifier):
             world = scenes.Scenes(BACKGROUND, seed=0, resolution=self.classifier.size)
             ordinary = world.draw(progress=False)[0]
+        else:
+            ordinary = [photographs.picture(name) for name in photographs.NAMES]
         inputs = self.classifier.inputs(ordinary)
         return torch.stack([inputs[i] for i in range(len(inputs))])
 

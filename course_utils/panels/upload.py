@@ -20,9 +20,9 @@ class Photo(Panel):
     image: NDArray[np.uint8]
 
     def __init__(self, image: Any = None) -> None:
-        own = {} if image is None else {"your picture": image}
-        given = {**own, **{name: name for name in photographs.NAMES}}
-        self._sources = {name: pixels_of(source) for name, source in given.items()}
+        own = {} if image is None else {"your picture": pixels_of(image)}
+        # A photograph is read when it is chosen.
+        self._sources: dict[str, Any] = {**own, **{name: name for name in photographs.NAMES}}
         upload = widgets.FileUpload(
             accept="image/*", description="a photo of your own", layout=widgets.Layout(width=WIDTH)
         )
@@ -57,7 +57,7 @@ class Photo(Panel):
             self._say(ValueError(f"upload: the browser could not send the file ({change.new})."))
 
     def _shown(self, picture: str, upload: Any) -> Canvas:
-        self.image = pixels = self._sources[picture]
+        self.image = pixels = pixels_of(self._sources[picture])
         height, width = pixels.shape[:2]
         zoom = min(480 / width, 320 / height)
         canvas = Canvas(480, 364)
