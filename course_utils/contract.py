@@ -2,43 +2,80 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
-from typing import Any, NamedTuple
+from difflib import get_close_matches
+from functools import partial, wraps
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from course_utils.layers import preserve
 
-Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
-Target = int | torch.Tensor | None
-Fill = float | torch.Tensor
+Model = nn.Module | Callable[[Tensor], Tensor]
+Target = int | Tensor | None
+Baseline = float | Tensor
+T = TypeVar("T")
+V = TypeVar("V")
+P = ParamSpec("P")
+
+DELAY = 2  # seconds until a bar shows
+MANY = 12  # choices that an error lists
 
 
-class Details(NamedTuple):
-    """How far an estimated map can be trusted; what a method does not estimate is None."""
+class Estimate(NamedTuple, Generic[V]):
+    """What a method computes from random samples, and how precise that is; None: not estimated."""
 
-    standard_error: torch.Tensor | None = None  # of each value of the map, in the map's unit
-    r2: torch.Tensor | None = None  # (N,): share of the variance that a surrogate model explains
-    spread: torch.Tensor | None = None  # standard deviation of a single sample's value
+    value: V  # a map or coefficients, in the shape and the unit that the method states
+    standard_error: Tensor | None = None  # of each number of the value, in its shape and unit
+    spread: Tensor | None = None  # the same for one sample alone: its standard deviation
+    r2: Tensor | None = None  # share of the variance that a surrogate explains, for each image
 
 
-def check(
-    model: Model, images: torch.Tensor, target: Target = None, *, black_box: bool = False
-) -> None:
+def value_of(estimate: Callable[P, Estimate[V]]) -> Callable[P, V]:
+    """The function NAME for NAME_estimate or NAME_fit: it returns the estimate's value alone."""
+
+    @wraps(estimate)
+    def value(*arguments: P.args, **options: P.kwargs) -> V:
+        return estimate(*arguments, **options).value
+
+    value.__name__ = value.__qualname__ = estimate.__name__.rpartition("_")[0]
+    signature = inspect.signature(estimate)
+    (kind,) = get_args(signature.return_annotation)
+    value.__signature__ = signature.replace(return_annotation=kind)  # type: ignore[attr-defined]
+    return value
+
+
+def mean_and_variance(total: Tensor, squares: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Of samples whose sum and whose squares' sum are known; one sample's variance is NaN (0/0).
+
+    >>> samples = torch.tensor([1.0, 5.0, 9.0])
+    >>> contract.mean_and_variance(samples.sum(), (samples**2).sum(), 3)
+    (tensor(5.), tensor(16.0000))
+    """
+    mean = total / samples
+    # Rounding may leave slightly less than 0.
+    return mean, (squares / samples - mean**2).clamp(min=0) * samples / (samples - 1)
+
+
+def check(model: Model, images: Tensor, target: Target = None, *, black_box: bool = False) -> None:
     """Refuse bad arguments before any work: ValueError or TypeError, in one sentence.
 
     black_box: the method only calls the model, so that any callable will do.
+
+    >>> contract.check(nn.Flatten(), torch.zeros(0, 3, 8, 8))
+    Traceback (most recent call last):
+    ValueError: images must not be empty, but their shape is (0, 3, 8, 8)
     """
     if not isinstance(model, nn.Module) and not (black_box and callable(model)):
         wanted = "a torch.nn.Module" + (" or a function of images" if black_box else "")
         raise TypeError(f"model must be {wanted}, not {type(model).__name__}")
-    if not isinstance(images, torch.Tensor):
+    if not isinstance(images, Tensor):
         raise TypeError(
             f"images must be a tensor (N, C, H, W), not {type(images).__name__}; "
             "Classifier.to_input makes one of a picture"
@@ -63,7 +100,7 @@ def check(
     _check_target(target, len(images))
 
 
-def _check_fit(model: nn.Module, images: torch.Tensor) -> None:
+def _check_fit(model: nn.Module, images: Tensor) -> None:
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weight is None:
         return
@@ -79,8 +116,8 @@ def _check_fit(model: nn.Module, images: torch.Tensor) -> None:
 def _check_target(target: Target, n: int) -> None:
     if target is None or (isinstance(target, int) and not isinstance(target, bool)):
         return
-    if not isinstance(target, torch.Tensor) or target.dtype != torch.long:
-        came = target.dtype if isinstance(target, torch.Tensor) else type(target).__name__
+    if not isinstance(target, Tensor) or target.dtype != torch.long:
+        came = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(
             f"target must be a class number, a LongTensor with one an image, or None for each "
             f"image's argmax, not {came}"
@@ -92,11 +129,15 @@ def _check_target(target: Target, n: int) -> None:
         )
 
 
-def check_fill(name: str, fill: Fill, images: torch.Tensor) -> torch.Tensor:
-    """A number or a tensor in model space, as a tensor of the images' shape; ValueError if not."""
-    if isinstance(fill, bool) or not isinstance(fill, int | float | torch.Tensor):
-        raise TypeError(f"{name} must be a number or a tensor, not {type(fill).__name__}")
-    value = torch.as_tensor(fill, dtype=images.dtype, device=images.device).detach()
+def as_baseline(name: str, baseline: Baseline, images: Tensor) -> Tensor:
+    """A number or a tensor in model space, as a tensor of the images' shape; ValueError if not.
+
+    >>> contract.as_baseline("baseline", 0.5, torch.zeros(1, 1, 1, 2))
+    tensor([[[[0.5000, 0.5000]]]])
+    """
+    if isinstance(baseline, bool) or not isinstance(baseline, int | float | Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, not {type(baseline).__name__}")
+    value = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
     if not value.isfinite().all():
         raise ValueError(f"{name} must be finite, but holds NaN or infinity")
     try:
@@ -108,10 +149,10 @@ def check_fill(name: str, fill: Fill, images: torch.Tensor) -> torch.Tensor:
         ) from None
 
 
-def check_set(name: str, values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def as_background(name: str, values: Tensor, images: Tensor) -> Tensor:
     """Images to compare with, (M, C, H, W), in the images' type; ValueError if they do not fit."""
-    if not isinstance(values, torch.Tensor) or not values.is_floating_point():
-        came = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a floating point tensor (M, C, H, W), not {came}")
     shape, wanted = tuple(values.shape), tuple(images.shape[1:])
     fits = (
@@ -126,7 +167,7 @@ def check_set(name: str, values: torch.Tensor, images: torch.Tensor) -> torch.Te
         )
     if not values.isfinite().all():
         raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    return like(values.detach(), images).expand(-1, *wanted)
+    return to_type_of(values.detach(), images).expand(-1, *wanted)
 
 
 def check_whole(name: str, value: int) -> None:
@@ -148,6 +189,56 @@ def check_number(name: str, value: float, lowest: float = 0.0) -> None:
         raise TypeError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value) or value < lowest:
         raise ValueError(f"{name} is {value}; it must be finite and at least {lowest:g}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is none of the choices; ValueError with the nearest ones.
+
+    >>> contract.check_choice("rule", "midpont", ["midpoint", "trapezoid"])
+    Traceback (most recent call last):
+    ValueError: rule: there is no 'midpont'; did you mean 'midpoint'?
+    """
+    names = list(choices)
+    if isinstance(value, str) and value in names:
+        return
+    near = get_close_matches(str(value).lower(), names, n=3, cutoff=0.5)
+    some = ", ".join(names[:MANY]) + (", …" if len(names) > MANY else "")
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {some}"
+    raise ValueError(f"{name}: there is no {value!r}; {hint}")
+
+
+def check_attribution(
+    attribution: Tensor, images: Tensor | None = None, name: str = "attribution"
+) -> None:
+    """Refuse what is no attribution (N, C, H, W) or (N, H, W), or none of these images."""
+    if not isinstance(attribution, Tensor) or not attribution.is_floating_point():
+        came = attribution.dtype if isinstance(attribution, Tensor) else type(attribution).__name__
+        raise TypeError(f"{name} must be a floating point tensor, not {came}")
+    shape = tuple(attribution.shape)
+    if images is not None and shape not in (images.shape, images[:, 0].shape):
+        raise ValueError(
+            f"{name} must be {tuple(images.shape)}, as the images, or without the channels, but "
+            f"its shape is {shape}"
+        )
+    if len(shape) not in (3, 4) or not attribution.numel():
+        raise ValueError(
+            f"{name} must be (N, C, H, W) or (N, H, W), not empty, but its shape is {shape}"
+        )
+    if not attribution.isfinite().all():
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+
+
+def sum_channels(
+    attribution: Tensor, images: Tensor | None = None, name: str = "attribution"
+) -> Tensor:
+    """An attribution, checked, as one number a pixel: (N, H, W), in double precision on the CPU.
+
+    >>> contract.sum_channels(torch.tensor([[[[1.0, 2.0]], [[10.0, 20.0]]]]))
+    tensor([[[11., 22.]]], dtype=torch.float64)
+    """
+    check_attribution(attribution, images, name)
+    values = attribution.detach().cpu().double()
+    return values.sum(1) if values.ndim == 4 else values
 
 
 def check_unit(layer: str, unit: int, units: int) -> None:
@@ -181,8 +272,15 @@ def explaining(model: Model) -> Iterator[None]:
         yield
 
 
-def accepted(method: Callable, **options: Any) -> dict[str, Any]:
-    """Those of the options that a method knows and that were not chosen for it (by a partial)."""
+def known_options(method: Callable, **options: Any) -> dict[str, Any]:
+    """Those of the options that the method has, except what a partial has set already.
+
+    Whatever the method, `method(model, images, target, **known_options(method, batch_size=8))` runs
+    and keeps what was chosen for it. method: a function, an entry of METHODS, or a partial of one.
+
+    >>> contract.known_options(lambda images, batch_size: images, batch_size=16, steps=4)
+    {'batch_size': 16}
+    """
     method, chosen = unwrapped(method, {})
     known = inspect.signature(getattr(method, "function", method)).parameters
     return {name: value for name, value in options.items() if name in known and name not in chosen}
@@ -196,16 +294,28 @@ def unwrapped(method: Callable, options: dict[str, Any]) -> tuple[Callable, dict
     return method, options
 
 
-def portions(total: int, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
-    """The numbers 0 … total − 1, at most `batch_size` at a time: what one call of the model does.
+def in_batches(total: int, batch_size: int) -> Iterator[Tensor]:
+    """Passes numbered from 0 to total − 1, in tensors of `batch_size` numbers; the last has fewer.
 
-    A method that repeats passes counts them through, whatever the number of images: so a call is
-    never larger than memory allows, and never smaller than it need be. A bar shows after a while.
+    With S samples of each of N images, total = N · S; pass i is of image i // S and sample i % S.
+    So every call of the model has `batch_size` images, however few N or S are. `counting` counts
+    the passes.
+
+    >>> [numbers.tolist() for numbers in contract.in_batches(5, 2)]
+    [[0, 1], [2, 3], [4]]
     """
-    with counting(total, "pass", progress) as advance:
+    with counting(total, "pass") as advance:
         for numbers in torch.arange(total).split(batch_size):
             yield numbers
             advance(len(numbers))
+
+
+def counted(items: Collection[T], unit: str) -> Iterator[T]:
+    """The items, one by one, as `counting` counts them."""
+    with counting(len(items), unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 Listener = Callable[[int, int], None]
@@ -213,24 +323,24 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def counting(
-    total: int, unit: str, progress: bool, delay: float = 2
-) -> Iterator[Callable[[int], None]]:
-    """Count up to a total by the function that this gives: a bar shows it, and a listener hears.
+def counting(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Count up to a total by the function that this gives: a bar shows it, or a listener hears it.
 
-    The bar waits for `delay` seconds. What is counted meanwhile, inside one of these steps, is not
-    heard.
+    The bar waits for DELAY seconds; with TQDM_DISABLE=1 in the environment there is none. What is
+    counted inside one of these steps is neither shown nor heard: there is one bar at most.
     """
     listener, done = _listener.get(), 0
-    _listener.set(None)
+    _listener.set(_unheard)
+    # Asked for here, since tqdm itself does not read the variable in a notebook.
+    hidden = bool(listener or os.environ.get("TQDM_DISABLE"))
     try:
-        with tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=delay) as bar:
+        with tqdm(total=total, unit=unit, leave=False, delay=DELAY, disable=hidden) as bar:
 
             def advance(steps: int) -> None:
                 nonlocal done
                 done += steps
                 bar.update(steps)
-                if listener is not None:
+                if listener:
                     listener(done, total)
 
             yield advance
@@ -238,9 +348,19 @@ def counting(
         _listener.set(listener)
 
 
+def _unheard(done: int, total: int) -> None:
+    """Nobody hears."""
+
+
 @contextmanager
 def hearing(listener: Listener) -> Iterator[None]:
-    """In here `listener(done, total)` hears of each step of what takes long."""
+    """In here `listener(done, total)` hears of each step of what takes long.
+
+    >>> with contract.hearing(lambda done, total: print(done, "of", total)):
+    ...     letters = list(contract.counted("ab", "letter"))
+    1 of 2
+    2 of 2
+    """
     outer = _listener.get()
     _listener.set(listener)
     try:
@@ -249,32 +369,42 @@ def hearing(listener: Listener) -> Iterator[None]:
         _listener.set(outer)
 
 
-def like(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def to_type_of(values: Tensor, images: Tensor) -> Tensor:
     """Values in the images' type and on their device, in this order: MPS has no float64."""
     return values.to(images.dtype).to(images.device)
 
 
-def targets(model: Model, images: torch.Tensor, target: Target, batch_size: int) -> torch.Tensor:
+def predict_target(model: Model, images: Tensor, target: Target, batch_size: int) -> Tensor:
     """Each image's class (N,): its argmax, which takes a forward pass, where the target is None."""
-    if isinstance(target, torch.Tensor):
+    if isinstance(target, Tensor):
         return target.to(images.device)
     if target is not None:
         return torch.full((len(images),), target, device=images.device)
     with torch.no_grad():
-        logits = [check_logits(model(batch.clone())) for batch in images.split(batch_size)]
-    return torch.cat(logits).argmax(1)
+        return batched_logits(model, images, batch_size).argmax(1)
 
 
-def check_logits(logits: torch.Tensor) -> torch.Tensor:
+def batched_logits(model: Model, images: Tensor, batch_size: int) -> Tensor:
+    """The logits (N, K) of images (N, C, H, W), at most `batch_size` of them a call."""
+    # A copy each: the model may work in place.
+    parts = images.split(batch_size)
+    return torch.cat([check_logits(model(part.clone())) for part in parts])
+
+
+def check_logits(logits: Tensor) -> Tensor:
     """The logits (N, K) themselves; ValueError for what is none."""
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits (N, K), one row an image, but returned {came}")
     return logits
 
 
-def classes_of(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """Each image's class (N,), now that the logits (N, K) are known; ValueError for one outside."""
+def resolve_target(logits: Tensor, target: Target) -> Tensor:
+    """Each image's class (N,), now that the logits (N, K) are known; ValueError for one outside.
+
+    >>> contract.resolve_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), None)
+    tensor([1, 0])
+    """
     n, k = check_logits(logits).shape
     if target is None:
         return logits.argmax(1)
@@ -288,6 +418,10 @@ def classes_of(logits: torch.Tensor, target: Target) -> torch.Tensor:
     return target.to(logits.device)
 
 
-def class_scores(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """The logit of each image's target class: logits (N, K) → (N,)."""
-    return logits.gather(1, classes_of(logits, target)[:, None])[:, 0]
+def score_target(logits: Tensor, target: Target) -> Tensor:
+    """The logit of each image's target class: logits (N, K) → (N,).
+
+    >>> contract.score_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), 1)
+    tensor([2., 4.])
+    """
+    return logits.gather(1, resolve_target(logits, target)[:, None])[:, 0]

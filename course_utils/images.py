@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 MEGAPIXELS = 120  # a larger photo could fill the memory of a small machine
 # No format that Pillow hands to another program (EPS to Ghostscript).
@@ -30,6 +31,9 @@ def load_image(source: Source) -> np.ndarray:
 
     Raises ValueError (not a picture, damaged, above 120 megapixels), TypeError (none of the kinds
     above) or FileNotFoundError, each with one sentence.
+
+    >>> images.load_image(np.zeros((2, 5))).shape  # grey, 2 high and 5 wide
+    (2, 5, 3)
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd files that it reads well
@@ -164,11 +168,14 @@ def to_tensor(
     *,
     resize: int | None = None,
     interpolation: str = "bilinear",
-) -> torch.Tensor:
+) -> Tensor:
     """A picture (H, W, 3) uint8 as a (1, 3, H, W) float32 tensor from 0 to 1.
 
     size: the short side is resized to `resize` (None: to `size`), then the centre size × size is
     cut out.
+
+    >>> images.to_tensor(np.array([[[255, 51, 0]]], np.uint8)).flatten()
+    tensor([1.0000, 0.2000, 0.0000])
     """
     _check_picture("image", image)
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -194,8 +201,13 @@ def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(images − mean) / std, for each channel of (N, C, H, W)."""
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images − mean) / std, for each channel of (N, C, H, W).
+
+    >>> black = torch.zeros(1, 3, 1, 1)
+    >>> images.normalize(black, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]).flatten()
+    tensor([-2., -2., -2.])
+    """
     shift, scale = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         for values in (mean, std)
@@ -203,10 +215,14 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     return (images - shift) / scale
 
 
-def to_image(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor (3, H, W) or (1, 3, H, W) from 0 to 1, clipped, as a (H, W, 3) uint8 picture."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"tensor must be a torch.Tensor, not {type(tensor).__name__}")
+def to_image(tensor: Tensor) -> np.ndarray:
+    """A tensor (3, H, W) or (1, 3, H, W) from 0 to 1, clipped, as a (H, W, 3) uint8 picture.
+
+    >>> images.to_image(torch.tensor([0.0, 0.2, 1.7]).view(3, 1, 1))
+    array([[[  0,  51, 255]]], dtype=uint8)
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor must be a Tensor, not {type(tensor).__name__}")
     shape = tuple(tensor.shape)
     if len(shape) == 4 and shape[0] == 1:
         tensor = tensor[0]
@@ -217,7 +233,12 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """The blend (1 − alpha)·image + alpha·heat of two (H, W, 3) uint8 pictures."""
+    """The blend (1 − alpha)·image + alpha·heat of two (H, W, 3) uint8 pictures.
+
+    >>> black, white = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)
+    >>> images.overlay(black, white, alpha=0.2)
+    array([[[51, 51, 51]]], dtype=uint8)
+    """
     _check_picture("image", image)
     _check_picture("heat", heat)
     if image.shape != heat.shape:

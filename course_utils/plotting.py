@@ -25,10 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 INK, MUTED, FAINT, PAPER = "#1b1f24", "#59636e", "#d1d9e0", "#ffffff"
-BLUE, ORANGE = (
-    "#0072b2",
-    "#d55e00",
-)  # with the rest of SERIES: Okabe and Ito's colour-blind-safe set
+BLUE, ORANGE = "#0072b2", "#d55e00"
+# Okabe and Ito's colour-blind-safe set.
 SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MAPS = {"sequential": "viridis", "signed": "RdBu_r", "gray": "gray"}
 STYLE: Any = {
@@ -185,12 +183,7 @@ def grid(
     ("each"). "gray" maps are pictures and get neither.
     """
     pictures = [np.asarray(image) for image in images]
-    if not pictures:
-        raise ValueError("images must hold at least one picture, but it is empty.")
-    if titles is not None and len(titles) != len(pictures):
-        raise ValueError(
-            f"titles must be as many as images ({len(pictures)}), but {len(titles)} came."
-        )
+    _check_pictures(pictures, titles)
     if scale not in ("common", "each"):
         raise ValueError(f'scale must be "common" or "each", not {scale!r}.')
     maps = [_map(picture) for picture in pictures if picture.ndim == 2]
@@ -216,11 +209,6 @@ def grid(
                     if kind != "gray":
                         axes.set_xlabel(f"{low:.2g} … {high:.2g}", size=10, color=MUTED, labelpad=2)
                 picture = _paint(_map(picture), kind, low, high)
-            elif picture.dtype != np.uint8 or picture.shape[2:] not in ((3,), (4,)):
-                raise ValueError(
-                    "images must be (H, W, 3) uint8 pictures or (H, W) maps, "
-                    f"but one is {picture.dtype} of shape {picture.shape}."
-                )
             small = picture.shape[1] <= size * DPI
             axes.imshow(picture, interpolation="nearest" if small else "antialiased")
         if maps and scale == "common" and kind != "gray":
@@ -228,6 +216,22 @@ def grid(
                 (1 + gap / width, 1 - tall / height, 0.13 / width, tall / height)
             )
             _color_bar(figure, axes, kind, low, high)
+
+
+def _check_pictures(pictures: list[NDArray[Any]], titles: Sequence[str] | None) -> None:
+    if not pictures:
+        raise ValueError("images must hold at least one picture, but it is empty.")
+    if titles is not None and len(titles) != len(pictures):
+        raise ValueError(
+            f"titles must be as many as images ({len(pictures)}), but {len(titles)} came."
+        )
+    for picture in pictures:
+        in_colors = picture.dtype == np.uint8 and picture.shape[2:] in ((3,), (4,))
+        if picture.ndim != 2 and not in_colors:
+            raise ValueError(
+                "images must be (H, W, 3) uint8 pictures or (H, W) maps, "
+                f"but one is {picture.dtype} of shape {picture.shape}."
+            )
 
 
 def _color_bar(figure: Figure, axes: Axes, kind: str, low: float, high: float) -> None:
@@ -316,17 +320,7 @@ def numbers(
                 axes.text(left + width / 2, top - 0.2, titles[index], ha="center", va="bottom")
             if windows and index in windows:
                 y, x, rows, columns = windows[index]
-                axes.add_patch(
-                    Rectangle(
-                        (left + x, top + y),
-                        columns,
-                        rows,
-                        fill=False,
-                        ec=ORANGE,
-                        lw=3.5,
-                        clip_on=False,
-                    )
-                )
+                _rectangle(axes, left + x, top + y, columns, rows, fill=False, ec=ORANGE, lw=3.5)
             if index < len(signs):
                 axes.text(
                     left + width + gap / 2,
@@ -353,17 +347,8 @@ def _cells(
     for (row, column), value in np.ndenumerate(matrix_):
         color = colors[row, column]
         empty = np.isnan(value)
-        axes.add_patch(
-            Rectangle(
-                (left + column, top + row),
-                1,
-                1,
-                ec=FAINT,
-                lw=1,
-                clip_on=False,
-                fc=PAPER if empty else color / 255,
-            )
-        )
+        fc = PAPER if empty else color / 255
+        _rectangle(axes, left + column, top + row, 1, 1, ec=FAINT, lw=1, fc=fc)
         if not empty:
             axes.text(
                 left + column + 0.5,
@@ -374,6 +359,10 @@ def _cells(
                 va="center",
                 color=PAPER if is_dark(color) else INK,
             )
+
+
+def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **look: Any) -> None:
+    axes.add_patch(Rectangle((x, y), width, height, clip_on=False, **look))
 
 
 def number(value: float) -> str:

@@ -1,6 +1,5 @@
 """Networks that others trained: from packages, from torchvision's weights, from timm's hub."""
 
-import difflib
 import hashlib
 import http.client
 import importlib.util
@@ -19,6 +18,8 @@ from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
+
+from course_utils.contract import check_choice
 
 # torchvision and timm take longer to import than torch, and the course's own models do without
 # them: what needs them imports them.
@@ -76,11 +77,7 @@ def is_of_timm(name: str) -> bool:
 
     own = name.removeprefix(HUB)
     if not timm.is_model(own):
-        near = difflib.get_close_matches(own, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(
-            f"name: timm has no model {own!r}; "
-            + (f"near it are {', '.join(near)}" if near else "timm.list_pretrained() has all")
-        )
+        check_choice("name", name, [HUB + model for model in timm.list_models()])
     return True
 
 
@@ -170,7 +167,7 @@ def _of_torchvision(name: str) -> Pretrained:
 # Files of weights ----------------------------------------------------------------------------
 
 
-def fetch(name: str, progress: bool = True) -> Path:
+def fetch(name: str) -> Path:
     """The file of a network's weights, downloaded unless it is here undamaged.
 
     Raises ValueError (damaged download, no classifier), FileNotFoundError (a package is missing) or
@@ -181,7 +178,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         return path
     try:
         with _patience(seconds=30):
-            return _download(name, progress, again=path is not None)
+            return _download(name, again=path is not None)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
@@ -216,7 +213,7 @@ def _file(name: str) -> Path | None:
     return _cached_file(_weights(name))
 
 
-def _download(name: str, progress: bool, again: bool) -> Path:
+def _download(name: str, again: bool) -> Path:
     if name.startswith(HUB):
         from huggingface_hub import hf_hub_download, hf_hub_url
 
@@ -226,7 +223,7 @@ def _download(name: str, progress: bool, again: bool) -> Path:
     weights = _weights(name)
     path = _cached_file(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.hub.download_url_to_file(weights.url, str(path), _checksum(path), progress=progress)
+    torch.hub.download_url_to_file(weights.url, str(path), _checksum(path))
     return path
 
 

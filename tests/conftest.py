@@ -61,6 +61,22 @@ def _shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COURSE_MODEL", raising=False)
 
 
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Panels that show many scenes, or prepare methods with them, draw few."""
+    from course_utils.panels import examples, explainer, maximization
+
+    monkeypatch.setattr(maximization, "SCENES", 16)
+    monkeypatch.setattr(explainer, "BACKGROUND", 6)
+    monkeypatch.setattr(examples, "CROPS", 4)
+    for made in examples.SETS.values():
+        monkeypatch.setattr(made, "length", 32)
+        monkeypatch.setattr(made, "_drawn", None)
+    examples._drawn.cache_clear()
+    yield
+    examples._drawn.cache_clear()
+
+
 @pytest.fixture(scope="module")  # Playwright's event loop would run in all tests that come after
 def chromium() -> Iterator[Any]:
     """A headless Chromium, the system's or Playwright's own; skips without one, but not in CI."""

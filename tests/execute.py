@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from course_utils import files
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -51,14 +53,14 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 def write(notebook: NotebookNode, path: Path) -> None:
     """Store a notebook, whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    nbformat.write(notebook, unfinished)
-    os.replace(unfinished, path)
+    with files.whole(path) as unfinished:
+        nbformat.write(notebook, unfinished)
 
 
 def main(arguments: list[str]) -> int:
     """Execute the notebooks named, or every lecture; 1 at the first that fails."""
     os.environ["PYTHONPATH"] = str(ROOT)  # the kernel finds the library of this checkout
+    os.environ["TQDM_DISABLE"] = "1"  # a bar would be stored where a cell took long
     for path in map(Path, arguments) if arguments else sorted(NOTEBOOKS.glob("*.ipynb")):
         print(path, flush=True)
         try:

@@ -32,8 +32,10 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
-    *("axioms", "backward", "cam", "contract", "gradients", "images", "layers", "lime", "metrics"),
-    *("models", "perturbation", "propagation", "regions", "sanity", "shapley", "truth"),
+    *("contract", "images", "layers", "models", "networks", "training"),
+    *("methods.backward", "methods.cam", "methods.gradients", "methods.lime"),
+    *("methods.perturbation", "methods.propagation", "methods.regions", "methods.shapley"),
+    *("evaluation.axioms", "evaluation.metrics", "evaluation.sanity", "evaluation.truth"),
 )
 SWAPS: dict[type, type] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
@@ -110,10 +112,14 @@ def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.Functi
             yield from functions(child, f"{inside}{child.name}.")
 
 
+def source(module: str) -> Path:
+    """The file of a module such as "methods.cam"."""
+    return ROOT.joinpath("course_utils", *module.split(".")).with_suffix(".py")
+
+
 def faults(module: str) -> Iterator[tuple[Fault, ast.Module]]:
     """Every fault of a module, and its syntax tree with it; the tree is put right again after."""
-    path = ROOT / "course_utils" / f"{module}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(source(module).read_text(encoding="utf-8"))
     number = 0
     for name, function in functions(tree):
         for parent, field, index in list(logic(function)):
@@ -138,8 +144,7 @@ def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
 
 def starts(module: str) -> dict[str, int]:
     """function -> its first line."""
-    path = ROOT / "course_utils" / f"{module}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(source(module).read_text(encoding="utf-8"))
     return {name: function.lineno for name, function in functions(tree)}
 
 
@@ -156,7 +161,7 @@ def covering(folder: Path) -> dict[str, dict[str, list[str]]]:
         data.read()
         found: dict[str, dict[str, list[str]]] = {}
         for module in MODULES:
-            lines = data.contexts_by_lineno(str(ROOT / "course_utils" / f"{module}.py"))
+            lines = data.contexts_by_lineno(str(source(module)))
             begun = sorted((line, name) for name, line in starts(module).items())
             found[module] = {
                 f"{name}+{line - first}": sorted({c.split("|")[0] for c in contexts} - {""})
@@ -192,7 +197,7 @@ class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, module: str, tree: ast.Module) -> None:
         self.name, self.tree = f"course_utils.{module}", tree
-        self.path = str(ROOT / "course_utils" / f"{module}.py")
+        self.path = str(source(module))
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != self.name:

@@ -1,9 +1,13 @@
-"""The functions that a homework's notebook defines: the key's answers, or the release's stubs."""
+"""The functions that a homework's notebook defines, and what a check says of a wrong one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
+
+from course_utils.homework import Wrong, check, checks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = ROOT / "solutions"
@@ -17,3 +21,15 @@ def functions(path: Path) -> dict[str, Any]:
     for cell in (code[0], *(c for c in code if c.metadata.get("nbgrader", {}).get("solution"))):
         exec(compile(cell.source, path.name, "exec"), names)
     return names
+
+
+def refused(name: str, answer: Callable[..., Any]) -> Wrong:
+    """What the check of an exercise raises for a wrong answer."""
+    with pytest.raises(Wrong) as wrong:
+        check(name, answer)
+    return wrong.value
+
+
+def hint(name: str, mistake: str) -> str:
+    """The hint that an exercise has for a mistake."""
+    return checks.find(name).hint(mistake)

@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils.models import Classifier, SmallResNet
-from course_utils.scenes import CLASSES
+from course_utils.contract import known_options
+from course_utils.methods import Method
+from course_utils.networks import Classifier, SmallResNet
+from course_utils.worlds.scenes import CLASSES
 
 
 class InPlaceFirst(nn.Module):
@@ -140,6 +143,14 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def few_passes(method: Method) -> dict[str, Any]:
+    """Options for images of 8 × 8, of those that the method has."""
+    segments = torch.arange(64).view(8, 8) // 16
+    return known_options(
+        method, window=4, stride=3, samples=12, steps=5, segments=segments, min_pixels=1
+    )
+
+
 def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
     """Random images (n, 3, 64, 64), float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -171,3 +182,25 @@ def small_classifier(last: int = 8, size: int = 64) -> Classifier:
         torch.manual_seed(0)
         network = SmallResNet(len(CLASSES), (8, 8, 8, last))
     return Classifier("small", network.eval().requires_grad_(False), CLASSES, size)
+
+
+class Recorder:
+    """A function of images that is no module: two classes, and how many images each call had."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(images))
+        total = images.sum((1, 2, 3))
+        return torch.stack([total, -2 * total], 1)
+
+
+def noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The function, but the arguments of each call are kept."""
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted

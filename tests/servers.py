@@ -1,7 +1,17 @@
-"""A server on a loopback address, in the place of one that the library downloads from."""
+"""Servers on a loopback address: one that the library downloads from, and JupyterLab's own."""
 
 import http.server
+import os
 import threading
+from pathlib import Path
+
+
+def jupyter_of_its_own(folder: Path) -> dict[str, str]:
+    """An environment whose Jupyter has no settings and tabs but those in that folder."""
+    jupyter, lab = ("CONFIG", "DATA", "RUNTIME"), ("SETTINGS", "WORKSPACES")
+    kinds = [*(f"JUPYTER_{kind}" for kind in jupyter), *(f"JUPYTERLAB_{kind}" for kind in lab)]
+    folders = {f"{kind}_DIR": str(folder / f".{kind}".lower()) for kind in kinds}
+    return os.environ | folders | {"HOME": str(folder)}
 
 
 class Loopback:

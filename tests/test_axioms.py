@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils import axioms as module
-from course_utils.axioms import AXIOMS, Network, Verdict, axioms
-from course_utils.gradients import gradient, integrated_gradients
+from course_utils.evaluation import axioms as module
+from course_utils.evaluation.axioms import AXIOMS, Network, Verdict, axioms
 from course_utils.layers import capture
-from course_utils.methods import METHODS
-from course_utils.propagation import pattern_net
+from course_utils.methods import METHODS, cam
+from course_utils.methods.gradients import gradient, integrated_gradients
+from course_utils.methods.propagation import pattern_net
 
 
 def obeyed(verdicts: dict[str, Verdict]) -> set[str]:
@@ -24,7 +24,7 @@ def test_every_method(name: str) -> None:
     verdicts = axioms(METHODS[name])
     assert torch.equal(torch.get_rng_state(), before)
     assert tuple(verdicts) == AXIOMS
-    assert obeyed(verdicts) == METHODS[name].axioms
+    assert obeyed(verdicts) == METHODS[name].claims
     for axiom, (holds, gap, example) in verdicts.items():
         assert holds == (example is None)
         # What fails fails by far, so that nothing depends on the tolerance.
@@ -83,7 +83,7 @@ def test_lime_blames_a_segment_that_does_nothing() -> None:
 
 
 def cases(axiom: str) -> list[partial]:
-    return list(module._CASES[axiom]())  # type: ignore[arg-type]
+    return list(module._cases(axiom))  # type: ignore[arg-type]
 
 
 def many(image: torch.Tensor) -> torch.Tensor:
@@ -171,12 +171,43 @@ def test_no_input_lies_on_a_kink() -> None:
         assert all(kink > 0.4 or kink == 0 for kink in kinks)
 
 
+@pytest.mark.parametrize("axiom", AXIOMS)
+def test_every_network_meets_several_inputs(axiom: str) -> None:
+    first = list(module._CASES[axiom]())
+    every = cases(axiom)
+    assert len(every) == len(module.FACTORS) * len(first)
+    for number in range(len(first)):
+        images = [
+            a for case in every[number :: len(first)] for a in case.args if torch.is_tensor(a)
+        ]
+        assert (
+            len(images) == len(module.FACTORS) == len({tuple(x.flatten().tolist()) for x in images})
+        )
+
+
+def test_what_holds_at_one_input_by_accident_does_not_count() -> None:
+    """Grad-CAM++ treats two equal pixels of one network alike where both are 2, and only there."""
+
+    def grad_cam_plus_plus(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+        maps, g = cam.maps_and_slopes(model, images, target)
+        alpha = g**2 / (2 * g**2 + g**3 * maps.sum((2, 3), keepdim=True))
+        weights = (alpha * g.relu()).nansum((2, 3), keepdim=True)
+        result = (weights * maps).sum(1, keepdim=True).relu()
+        return nn.functional.interpolate(result, size=images.shape[2:], mode="bilinear")[:, 0]
+
+    example = axioms(grad_cam_plus_plus)["symmetry"].counterexample
+    assert example is not None
+    assert example.sentence.startswith(
+        "f(x) = relu(x₁ + x₂ − 1) + relu(x₁ − 1) + relu(x₂ − 1) at x = (3, 3): "
+    )
+
+
 # Methods of one's own, options, refusals
 
 
 def test_a_method_of_ones_own() -> None:
     def half(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
-        return integrated_gradients(model, images, target, progress=False) / 2
+        return integrated_gradients(model, images, target) / 2
 
     verdicts = axioms(half)
     assert obeyed(verdicts) == set(AXIOMS) - {"completeness"}
@@ -196,7 +227,7 @@ def test_a_method_of_ones_own() -> None:
     def nothing(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
         return torch.zeros_like(images)
 
-    assert obeyed(axioms(nothing)) == METHODS["gradient"].axioms
+    assert obeyed(axioms(nothing)) == METHODS["gradient"].claims
 
 
 def test_options_and_spellings() -> None:
@@ -211,7 +242,7 @@ def test_options_and_spellings() -> None:
     assert axioms(entry, steps=1, tolerance=2)["completeness"].holds
     assert obeyed(axioms(pattern_net)) == set()  # its patterns are made as METHODS says
     bound = METHODS["deep_shap"].bind(torch.zeros(4, 3, 8, 8))  # of no use here
-    assert obeyed(axioms(bound)) == METHODS["deep_shap"].axioms
+    assert obeyed(axioms(bound)) == METHODS["deep_shap"].claims
     with pytest.raises(TypeError, match="^gradient has no option 'sharpness'"):
         axioms(METHODS["gradient"], sharpness=1)
 
@@ -255,5 +286,5 @@ def test_bad_input() -> None:
     for bad in (-1, "0.1", True, float("nan")):
         with pytest.raises((ValueError, TypeError), match="^tolerance "):
             axioms(gradient, tolerance=bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^method must return "):
+    with pytest.raises(ValueError, match="^method: what it returned must be "):
         axioms(lambda model, images, target: images[..., :1])

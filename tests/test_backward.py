@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 
-from course_utils.backward import Operation, Rules, propagate
-from course_utils.contract import class_scores, explaining
-from course_utils.gradients import deconvnet, gradient, guided_backprop, input_x_gradient
-from course_utils.propagation import (
+from course_utils.contract import explaining, score_target
+from course_utils.methods.backward import Operation, Rules, propagate
+from course_utils.methods.gradients import deconvnet, gradient, guided_backprop, input_x_gradient
+from course_utils.methods.propagation import (
     deeplift,
     estimate_patterns,
     lrp,
@@ -55,9 +55,7 @@ def simple(function: Callable[[torch.Tensor], torch.Tensor]) -> Middle:
 
 def patterned(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def explain(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
-        return method(
-            model, images, target, patterns=estimate_patterns(model, ELSEWHERE, progress=False)
-        )
+        return method(model, images, target, patterns=estimate_patterns(model, ELSEWHERE))
 
     explain.__name__ = method.__name__
     return explain
@@ -193,7 +191,7 @@ def test_linear_operations(form: str) -> None:
     assert relative(relevance, IMAGES * truth) < 1e-8
     plain = Rules("gradient", {"relu": Operation.gradient, "conv": Operation.gradient})
     with explaining(model):
-        through = propagate(model, IMAGES, plain, lambda logits: class_scores(logits, 1))
+        through = propagate(model, IMAGES, plain, lambda logits: score_target(logits, 1))
     torch.testing.assert_close(through, truth)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import nbformat
 import pytest
 
+from tests.servers import jupyter_of_its_own
+
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
@@ -30,15 +32,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, folder / "panel.ipynb")
-    own = {
-        f"JUPYTER_{kind}_DIR": str(folder / f".{kind}".lower())
-        for kind in ("CONFIG", "DATA", "RUNTIME")
-    }
-    own |= {"HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = jupyter_of_its_own(folder) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0"]
     command += ["--allow-root", f"--ServerApp.root_dir={folder}"]
     with (folder / "log").open("w") as log:
-        lab = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+        lab = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         server = json.loads(_server_file(lab, folder).read_text())
         yield f"{server['url']}lab/tree/panel.ipynb?token={server['token']}"
@@ -50,7 +48,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _server_file(lab: subprocess.Popen[bytes], folder: Path) -> Path:
     """The file in which a running Jupyter server says where it is."""
     for _ in range(4 * SECONDS):
-        files = list((folder / ".runtime").glob("jpserver-*.json"))
+        files = list((folder / ".jupyter_runtime").glob("jpserver-*.json"))
         if files and files[0].stat().st_size:
             return files[0]
         if lab.poll() is not None:

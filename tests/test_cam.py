@@ -9,8 +9,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import cam, gradients, layers, models, scenes
-from course_utils.cam import guided_grad_cam
+from course_utils import layers, models
+from course_utils.methods import cam, gradients
+from course_utils.methods.cam import guided_grad_cam
+from course_utils.networks import Classifier
+from course_utils.worlds import scenes
 from tests.networks import NETWORKS, batch, make
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -32,12 +35,12 @@ class Hand(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
+def classifier() -> Classifier:
     return models.load("scenes", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def some(classifier: models.Classifier) -> Tensor:
+def some(classifier: Classifier) -> Tensor:
     drawn = [scenes.Scenes(3, seed=6).scene(index).image for index in range(3)]
     return torch.cat([classifier.to_input(picture) for picture in drawn])
 
@@ -84,6 +87,17 @@ def test_grad_cam_by_hand() -> None:
     assert torch.equal(cam.grad_cam(model, image, 0, upsample=False), signed.relu())
     at_layer = cam.grad_cam(model, image, 0, layer="maps", relu=False, upsample=False)
     assert torch.equal(at_layer, signed)
+
+
+def test_maps_and_slopes_by_hand() -> None:
+    image = torch.tensor([[[[4.0, 0.0], [1.0, 3.0]], [[1.0, 2.0], [0.0, 5.0]], [[9.0] * 2] * 2]])
+    slope = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2) / 4
+    for layer in (None, "maps"):
+        maps, slopes = cam.maps_and_slopes(Hand(), image, 0, layer)
+        assert torch.equal(maps, image[:, :2])
+        assert torch.equal(slopes, slope)
+        assert not maps.requires_grad
+        assert not slopes.requires_grad
 
 
 # -- slow twins, written from the papers -----------------------------------------------------------
@@ -166,7 +180,7 @@ def test_of_a_layer_that_runs_twice_the_last_run_counts() -> None:
 
 
 def test_the_mean_of_a_cam_and_the_bias_are_the_logit_on_scenes(
-    classifier: models.Classifier, some: Tensor
+    classifier: Classifier, some: Tensor
 ) -> None:
     model: Any = classifier.model
     logits = model(some)
@@ -190,7 +204,7 @@ def test_the_mean_of_a_cam_and_the_bias_are_the_logit(name: str, last: str, size
     torch.testing.assert_close(signed * (size // 32) ** 2, found, rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_lecture_warns_of_is_wrong(classifier: models.Classifier, some: Tensor) -> None:
+def test_what_the_lecture_warns_of_is_wrong(classifier: Classifier, some: Tensor) -> None:
     model: Any = classifier.model
     with layers.capture(model, "layer4.1.conv2") as kept:
         logits = model(some)
@@ -311,7 +325,7 @@ def test_maps_of_one_place_are_maps() -> None:
 
 
 @pytest.mark.parametrize("name", ["layer1", "layer3.1.conv1", "conv1", "layer4"])
-def test_a_layer_as_name_or_module(name: str, classifier: models.Classifier, some: Tensor) -> None:
+def test_a_layer_as_name_or_module(name: str, classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     by_name = cam.grad_cam(model, some, layer=name)
     assert torch.equal(by_name, cam.grad_cam(model, some, layer=layers.find(model, name)))
@@ -321,16 +335,14 @@ def test_a_layer_as_name_or_module(name: str, classifier: models.Classifier, som
 
 
 def test_the_default_layer_of_a_residual_network_is_its_last_block(
-    classifier: models.Classifier, some: Tensor
+    classifier: Classifier, some: Tensor
 ) -> None:
     found = cam.grad_cam(classifier.model, some)
     wanted = cam.grad_cam(classifier.model, some, layer="layer4")
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_upsampling_is_bilinear_and_comes_after_relu(
-    classifier: models.Classifier, some: Tensor
-) -> None:
+def test_upsampling_is_bilinear_and_comes_after_relu(classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     for target in (None, 3):
         for method in (cam.cam, cam.grad_cam):
@@ -418,7 +430,7 @@ def test_a_linear_layer_with_named_arguments_is_seen() -> None:
 
 
 @pytest.mark.parametrize("method", [cam.grad_cam, guided_grad_cam])
-def test_unknown_layers(method: Any, classifier: models.Classifier, some: Tensor) -> None:
+def test_unknown_layers(method: Any, classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     with pytest.raises(ValueError, match=r"layer: the model has no layer 'layer5'.*layer4"):
         method(model, some, layer="layer5")
@@ -430,7 +442,7 @@ def test_unknown_layers(method: Any, classifier: models.Classifier, some: Tensor
         method(model, some, layer="")
 
 
-def test_a_layer_without_feature_maps(classifier: models.Classifier, some: Tensor) -> None:
+def test_a_layer_without_feature_maps(classifier: Classifier, some: Tensor) -> None:
     with pytest.raises(ValueError, match=r"layer: .*'fc' gives \(3, 16\); choose a convolution"):
         cam.grad_cam(classifier.model, some, layer="fc")
 
@@ -489,7 +501,7 @@ def test_a_model_without_feature_maps_or_gradient() -> None:
         cam.cam(Flat(), batch(), 0)
 
 
-@pytest.mark.parametrize("method", [cam.cam, cam.grad_cam, guided_grad_cam])
+@pytest.mark.parametrize("method", [cam.cam, cam.grad_cam, guided_grad_cam, cam.maps_and_slopes])
 def test_bad_images_and_targets(method: Any) -> None:
     model = make("Functional")
     with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\)"):
@@ -524,7 +536,7 @@ def theirs(model: nn.Module, layer: nn.Module, images: Tensor, target: int) -> T
 
 @pytest.mark.references
 @pytest.mark.parametrize("layer", ["layer4", "layer3.1", "layer2", "conv1"])
-def test_pytorch_grad_cam_agrees(layer: str, classifier: models.Classifier, some: Tensor) -> None:
+def test_pytorch_grad_cam_agrees(layer: str, classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     found = cam.grad_cam(model, some, 3, layer=layer, upsample=False)
     with layers.preserve(model):
@@ -553,7 +565,7 @@ def test_pytorch_grad_cam_is_wrong_before_an_in_place_relu() -> None:
 
 @pytest.mark.references
 @pytest.mark.parametrize("layer", ["layer4", "layer3.1", "layer2", "conv1"])
-def test_captum_agrees(layer: str, classifier: models.Classifier, some: Tensor) -> None:
+def test_captum_agrees(layer: str, classifier: Classifier, some: Tensor) -> None:
     from captum.attr import LayerGradCam
 
     model = classifier.model

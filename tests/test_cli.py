@@ -1,18 +1,23 @@
 import itertools
-import os
+import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from course_utils import cli, league, models, photographs, pretrained, release, roar
+from course_utils import files, models, pretrained, training
+from course_utils.evaluation import experiments, league, standings
+from course_utils.tools import cli, release
+from course_utils.worlds import photographs
+from tests.servers import jupyter_of_its_own
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,7 +70,7 @@ def test_an_error_becomes_one_sentence(
     error: Exception,
     says: str,
 ) -> None:
-    def fetch(name: str, progress: bool) -> Path:
+    def fetch(name: str) -> Path:
         raise error
 
     monkeypatch.setattr(models, "fetch", fetch)
@@ -76,7 +81,7 @@ def test_an_error_becomes_one_sentence(
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(name: str, progress: bool) -> Path:
+    def fetch(name: str) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "fetch", fetch)
@@ -122,10 +127,11 @@ def test_no_browser_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[str]:
-    """The address that `course lab` prints on a machine without a browser."""
-    hidden = ("DISPLAY", "WAYLAND_DISPLAY")
-    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+def serving(folder: Path, *arguments: str) -> Iterator[str]:
+    """The address that `course lab` prints without a browser, Jupyter's files in the folder."""
+    environment = jupyter_of_its_own(folder)
+    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+        environment.pop(display, None)
     process = subprocess.Popen(
         [sys.executable, "-m", "course_utils", "lab", *arguments],
         cwd=ROOT,
@@ -147,8 +153,8 @@ def serving(*arguments: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_lab_serves_this_machine_alone() -> None:
-    with serving() as address:
+def test_lab_serves_this_machine_alone(tmp_path: Path) -> None:
+    with serving(tmp_path) as address:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[\w-]{20,}", address)
         with urllib.request.urlopen(address, timeout=30) as page:
             assert b"JupyterLab" in page.read()
@@ -157,13 +163,31 @@ def test_lab_serves_this_machine_alone() -> None:
 
 
 @pytest.mark.browser
-def test_lab_opens_the_lecture(chromium: Any) -> None:
-    with serving("00") as address:
-        page = chromium.new_page()
-        page.goto(address)
-        page.wait_for_selector(".jp-Notebook .jp-MarkdownOutput h1", timeout=60_000)
-        assert page.locator(".jp-Dialog").count() == 0
-        page.close()
+def test_lab_opens_the_lecture(chromium: Any, tmp_path: Path) -> None:
+    """In front, also where JupyterLab remembers the tab of another one."""
+    with serving(tmp_path, "00") as address:
+        first, other = (cli.find_lecture(number).name for number in ("00", "01"))
+        for name in (other, first):
+            page = chromium.new_page()
+            page.goto(address.replace(first, name))
+            page.get_by_role("heading", name=f"{name[:2]} ·").wait_for(timeout=60_000)
+            assert page.locator(".jp-Dialog").count() == 0
+            tabs = page.locator(".jp-NotebookPanel").count()
+            remembered(tmp_path, name)
+            page.close()
+    assert tabs == 2
+
+
+def remembered(folder: Path, lecture: str) -> None:
+    """Wait until JupyterLab has stored that the tab of a lecture is in front."""
+    for _ in range(100):
+        for path in (folder / ".jupyterlab_workspaces").glob("*"):
+            with suppress(KeyError, ValueError):  # half written
+                data = json.loads(path.read_text(encoding="utf-8"))["data"]
+                if data["layout-restorer:data"]["main"]["current"] == f"notebook:{lecture}":
+                    return
+        time.sleep(0.2)
+    raise AssertionError(f"JupyterLab does not remember {lecture}")
 
 
 # doctor
@@ -223,13 +247,13 @@ def test_doctor_looks_for_every_model_and_for_the_units_of_one() -> None:
         for kind in ("model", "microscope")
     }
     assert found == {
-        "model": [*models.RECIPES, "efficientnet_lite0"],
+        "model": [*training.RECIPES, "efficientnet_lite0"],
         "microscope": ["scenes"],
     }
 
 
 def test_doctor_on_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     with pytest.raises(FileNotFoundError, match="course train scenes"):
         cli._model("scenes")
 
@@ -298,7 +322,7 @@ def test_doctor_on_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fetch", lambda name, progress: Path(f"/cache/{name}.pth"))
+    monkeypatch.setattr(models, "fetch", lambda name: Path(f"/cache/{name}.pth"))
     assert run(capsys, "fetch", "resnet18")[:2] == (
         0,
         f"resnet18 is at {Path('/cache/resnet18.pth')}\n",
@@ -317,7 +341,7 @@ def test_train_prints_how_good_the_model_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = {"seconds": 300, "ordinary": {"accuracy": 0.98}, "hard": {"accuracy": 0.876}}
-    monkeypatch.setattr(models, "train_recipe", lambda name: metrics)
+    monkeypatch.setattr(training, "train_recipe", lambda name: metrics)
     code, printed, _ = run(capsys, "train", "scenes")
     assert code == 0
     assert "ordinary held-out images: 98.0 % right" in printed
@@ -329,13 +353,24 @@ def test_league_goes_to_the_readme(
 ) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- league -->\nold\n<!-- end of league -->\nafter\n")
-    table = league.load()
+    table = standings.load()
     monkeypatch.setattr(league, "make", lambda: table)
+    asked: list[list[str]] = []
+
+    def make_rows(names: list[str]) -> standings.Table:
+        asked.append(names)
+        return table
+
+    monkeypatch.setattr(league, "make_rows", make_rows)
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     code, printed, _ = run(capsys, "league")
     assert code == 0
     assert str(table) in printed
-    new = f"before\n<!-- league -->\n{league.markdown(table)}\n<!-- end of league -->\nafter\n"
+    new = f"before\n<!-- league -->\n{standings.markdown(table)}\n<!-- end of league -->\nafter\n"
+    assert readme.read_text() == new
+    readme.write_text("before\n<!-- league -->\nold\n<!-- end of league -->\nafter\n")
+    assert run(capsys, "league", "--only", "lrp", "--only", "|gradient|")[0] == 0
+    assert asked == [["lrp", "|gradient|"]]
     assert readme.read_text() == new
     readme.write_text("no marks")
     code, _, error = run(capsys, "league")
@@ -347,7 +382,7 @@ def test_league_goes_to_the_readme(
 def test_roar_says_where_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roar, "make", lambda: Path("data/roar.json"))
+    monkeypatch.setattr(experiments, "make", lambda: Path("data/roar.json"))
     code, printed, _ = run(capsys, "roar")
     assert (code, printed) == (0, "the accuracies are in data/roar.json\n")
 

@@ -1,11 +1,15 @@
 """What every method in METHODS promises (a new method joins by its line there)."""
 
 import inspect
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,31 +18,27 @@ import torch
 from torch import nn
 
 from course_utils import contract
+from course_utils.evaluation.sanity import parameter_randomization
 from course_utils.methods import AXIOMS, METHODS, NEEDS, Method
-from tests.networks import NETWORKS, batch, make
+from course_utils.methods.gradients import integrated_gradients, smoothgrad
+from tests.networks import NETWORKS, batch, few_passes, make
 
+ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-# What suits images of 8 × 8, and makes few passes.
-QUICK: dict[str, dict[str, Any]] = {
-    "occlusion": {"window": 4, "stride": 3},
-    "prediction_difference": {"window": 4, "stride": 3, "samples": 2},
-    "smoothgrad": {"samples": 3},
-    "integrated_gradients": {"steps": 5},
-    "lime_image": {"segments": torch.arange(64).view(8, 8) // 16, "samples": 12},
-    "shap_image": {"segments": torch.arange(64).view(8, 8) // 16, "samples": 16},
-    "xrai": {"segments": torch.arange(64).view(8, 8) // 7, "min_pixels": 1},
-}
-WINDOWS = 9  # at 0, 3 and 4, down and across
-
-
 def method(name: str, dtype: torch.dtype = torch.float32) -> Callable[..., torch.Tensor]:
     """The method with what it needs, quick where it repeats passes."""
-    return partial(METHODS[name].bind(batch(4, seed=7, dtype=dtype)), **QUICK.get(name, {}))
+    entry = METHODS[name]
+    return partial(entry.bind(batch(4, seed=7, dtype=dtype)), **few_passes(entry))
+
+
+def prepared(name: str, model: nn.Module, data: torch.Tensor) -> dict[str, Any]:
+    """What the method's entry makes of the data."""
+    return {option: make(model, data) for option, make in METHODS[name].prepare.items()}
 
 
 @contextmanager
@@ -260,18 +260,20 @@ def test_the_entry_is_complete(name: str) -> None:
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[3:])
     assert 1950 < entry.year < 2100
     assert entry.paper
-    assert entry.family
-    assert entry.scope in ("local", "global")
+    assert entry.label
     assert entry.needs <= set(NEEDS)
-    assert entry.axioms <= set(AXIOMS)
+    assert entry.claims <= set(AXIOMS)
     assert entry.function.__doc__
     assert "Source:" in entry.function.__doc__
     options = {p.name for p in parameters[3:]}
-    assert set(entry.prepare) <= options
-    assert entry.stochastic == ("generator" in options)
-    assert ("baseline" in entry.needs) == bool(
-        {"baseline", "baselines", "fill", "attribution"} & options
-    )
+    assert set(entry.options) == options
+    assert set(entry.prepare) | set(entry.quick) <= options
+    # What takes many passes has a sketch of few, and the other way round.
+    assert (entry.sketch is not None) == bool(re.search(r"\b[nPK]\b", entry.cost))
+    assert name in repr(entry)
+    assert ("baseline" in entry.needs) == bool({"baseline", "attribution"} & options)
+    assert ("segments" in entry.needs) == ("segments" in options)
+    assert ("data" in entry.needs) == bool(entry.prepare)
 
 
 class Counted(nn.Module):
@@ -296,20 +298,44 @@ class Counted(nn.Module):
 
 @every_method
 def test_the_passes_it_costs(name: str) -> None:
-    entry, quick = METHODS[name], dict(QUICK.get(name, {}))
-    data = batch(4, seed=7)
-    quick |= {option: make(make_network(), data) for option, make in entry.prepare.items()}
-    steps = {"smoothgrad": 3, "integrated_gradients": 5, "prediction_difference": 2, "xrai": 32}
-    steps |= {"lime_image": 12, "shap_image": 16}
-    given = {"n": steps.get(name, 1), "P": WINDOWS, "K": len(data)}
-    cost = {
-        kind: eval(count.replace("·", "*"), given)
-        for count, kind in re.findall(r"(\(.*?\)|\S+) ([FB])\b", entry.cost)
-    }
+    entry, data = METHODS[name], batch(4, seed=7)
+    options = few_passes(entry) | prepared(name, make_network(), data)
+    # XRAI leaves the steps to integrated gradients.
+    steps = inspect.signature(integrated_gradients).parameters["steps"].default
+    n = options.get("samples", options.get("steps", steps))
+    cost = passes(entry.cost, n=n, P=WINDOWS, K=len(data))
     model = Counted(make_network())
-    entry(model, batch(1), 2, **quick)
-    back = cost.get("B", 0)
-    assert model.passes == {"F": cost.get("F", 0) + back, "B": back}
+    entry(model, batch(1), 2, **options)
+    assert model.passes == cost
+
+
+WINDOWS = 9  # at 0, 3 and 4, down and across
+
+
+def passes(cost: str, **given: int) -> dict[str, int]:
+    """A cost such as "(1 + P) F" in numbers; a backward pass has a forward pass."""
+    counts = {
+        kind: eval(count.replace("·", "*"), dict(given))
+        for count, kind in re.findall(r"(\(.*?\)|\S+) ([FB])\b", cost)
+    }
+    back = counts.get("B", 0)
+    return {"F": counts.get("F", 0) + back, "B": back}
+
+
+@every_method
+def test_a_sketch_takes_few_passes(name: str) -> None:
+    """On an image of 32 × 32, with what its entry prepares: no more than thirty, and a map."""
+    entry = METHODS[name]
+    if entry.sketch is None:
+        pytest.skip("its map takes few passes anyway")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 32, 32, generator=generator)
+    made = prepared(name, make_network(), batch(4, seed=7).repeat(1, 1, 4, 4))
+    model = Counted(make_network())
+    options = entry.sketch(model, image, 2, made)
+    result = entry(model, image, 2, **made | options)
+    assert result.shape in (image.shape, image[:, 0].shape)
+    assert 0 < sum(model.passes.values()) <= 30
 
 
 def make_network() -> nn.Module:
@@ -319,15 +345,15 @@ def make_network() -> nn.Module:
 @every_method
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_call_is_larger_than_the_batch_size(name: str, batch_size: int) -> None:
-    entry, quick = METHODS[name], dict(QUICK.get(name, {}))
-    if "batch_size" not in inspect.signature(entry.function).parameters:
+    entry = METHODS[name]
+    if "batch_size" not in entry.options:
         pytest.skip("it makes one pass")
-    model, images, data = Counted(make_network()), batch(3), batch(4, seed=7)
-    quick |= {option: make(model, data) for option, make in entry.prepare.items()}
+    model, images = Counted(make_network()), batch(3)
+    options = few_passes(entry) | prepared(name, model, batch(4, seed=7))
     model.largest = 0
-    result = entry(model, images, **quick, batch_size=batch_size)
+    result = entry(model, images, **options, batch_size=batch_size)
     assert model.largest == batch_size
-    torch.testing.assert_close(result, entry(model, images, **quick))
+    torch.testing.assert_close(result, entry(model, images, **options))
 
 
 def with_background(
@@ -342,9 +368,8 @@ def with_background(
 
 
 def test_bind_supplies_what_a_method_needs() -> None:
-    needy = Method(
-        with_background, "none", 2000, "test", "0", prepare={"background": lambda model, data: data}
-    )
+    prepare = {"background": lambda model, data: data}
+    needy = Method(with_background, "needy", "none", 2000, "0", prepare=prepare)
     model, data = make("Residual"), batch(4, seed=7)
     bound = needy.bind(data)
     assert torch.equal(bound(model, IMAGES), (IMAGES - data.mean(0)) * 3)
@@ -366,26 +391,186 @@ def test_a_call_without_gradient_is_refused() -> None:
         METHODS["gradient"](Detached(), IMAGES)
 
 
-def test_a_listener_hears_the_outer_steps_alone() -> None:
+class Bar:
+    """Stands in for tqdm's bar, and keeps which were shown, and how many at a time."""
+
+    def __init__(self, shown: list[tuple[str, int]], now: list[str], **options: Any) -> None:
+        self.shown, self.now = shown, now
+        self.unit, self.hidden = options["unit"], options.get("disable", False)
+        assert options["delay"] > 0
+        assert not options["leave"]
+
+    def __enter__(self) -> "Bar":
+        if not self.hidden:
+            self.now.append(self.unit)
+            self.shown.append((self.unit, len(self.now)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.hidden:
+            self.now.remove(self.unit)
+
+    def update(self, steps: int) -> None:
+        assert steps > 0
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The bars that were shown, each with the number of those on the screen then."""
+    shown: list[tuple[str, int]] = []
+    monkeypatch.setattr(contract, "tqdm", partial(Bar, shown, []))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    return shown
+
+
+@every_method
+def test_one_bar_at_most_is_shown(name: str, bars: list[tuple[str, int]]) -> None:
+    """First that of the passes for the map as it is, then that of the layers."""
+    randomised = parameter_randomization(make("Residual"), batch(), method(name))
+    assert randomised
+    assert bars == [("pass", 1), ("layer", 1)]
+
+
+def test_the_method_of_smoothgrad_shows_no_bar_of_its_own(bars: list[tuple[str, int]]) -> None:
+    smoothgrad(make("Residual"), batch(), method=integrated_gradients, samples=2)
+    assert bars == [("pass", 1)]
+
+
+def test_two_bars_come_one_after_the_other(bars: list[tuple[str, int]]) -> None:
+    for _ in range(2):
+        integrated_gradients(make("Residual"), batch(), steps=2)
+    assert bars == [("pass", 1)] * 2
+
+
+def test_a_bar_stays_away_where_the_environment_says_so() -> None:
+    """It is tqdm's own variable, so that one word silences everything."""
+    code = """
+from course_utils import contract
+contract.DELAY = 0
+for step in contract.counted([1, 2], "step"):
+    pass
+"""
+    for disable, shown in (("1", False), ("", True)):
+        environment = os.environ | {"TQDM_DISABLE": disable, "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert (run.returncode, run.stdout) == (0, "")
+        assert ("step" in run.stderr) == shown
+
+
+def test_a_notebooks_bar_stays_away_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tqdm.notebook import tqdm
+
+    bars = []
+
+    def made(*arguments: Any, **options: Any) -> tqdm:
+        bars.append(tqdm(*arguments, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(contract, "tqdm", made)
+    monkeypatch.setattr(contract, "DELAY", 0)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert list(contract.counted([1, 2], "step")) == [1, 2]
+    assert [bar.disable for bar in bars] == [True]
+
+
+def test_a_listener_hears_the_outer_steps_alone(bars: list[tuple[str, int]]) -> None:
     heard: list[tuple[int, int]] = []
 
     def inner() -> None:
-        for _ in contract.portions(3, 1, False):
-            pass
+        list(contract.in_batches(3, 1))
 
     with contract.hearing(lambda done, total: heard.append((done, total))):
-        for _ in contract.portions(5, 2, False):
+        for _ in contract.in_batches(4, 2):
             inner()
         inner()
-    inner()
-    assert heard == [(2, 5), (4, 5), (5, 5), (1, 3), (2, 3), (3, 3)]
+    assert heard == [(2, 4), (4, 4), (1, 3), (2, 3), (3, 3)]
+    assert bars == []
+    inner()  # nobody listens any more
+    assert len(heard) == 5
+    assert bars == [("pass", 1)]
 
 
 def test_a_listener_hears_again_after_an_error() -> None:
     heard: list[int] = []
     with contract.hearing(lambda done, total: heard.append(done)):
-        with pytest.raises(RuntimeError), contract.counting(2, "step", False):
+        with pytest.raises(RuntimeError), contract.counting(2, "step"):
             raise RuntimeError
-        for _ in contract.portions(2, 1, False):
-            pass
+        list(contract.in_batches(2, 1))
     assert heard == [1, 2]
+
+
+# What methods and metrics share
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("slick", "did you mean 'slic'?"),
+        ("Slic", "did you mean 'slic'?"),
+        ("", "choose one of slic, felzenszwalb"),
+        (None, "choose one of slic, felzenszwalb"),
+        (np.zeros(2), "choose one of slic, felzenszwalb"),
+    ],
+)
+def test_a_choice_that_there_is_not(value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match="^method: there is no ") as error:
+        contract.check_choice("method", value, ("slic", "felzenszwalb"))
+    assert str(error.value) == f"method: there is no {value!r}; {said}"
+
+
+def test_a_choice_that_there_is() -> None:
+    contract.check_choice("method", "slic", iter(["felzenszwalb", "slic"]))
+
+
+def test_of_many_choices_an_error_names_some() -> None:
+    with pytest.raises(ValueError, match="choose one of 0, 1, .*, 11, …$"):
+        contract.check_choice("name", "x", map(str, range(100)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sum_channels(dtype: torch.dtype) -> None:
+    values = batch().to(dtype).requires_grad_()
+    for given, wanted in ((values, values.double().sum(1)), (values[:, 0], values[:, 0].double())):
+        found = contract.sum_channels(given, IMAGES)
+        assert found.dtype == torch.float64
+        assert not found.requires_grad
+        assert torch.equal(found, wanted)
+        assert torch.equal(contract.sum_channels(given), wanted)
+
+
+NO_MAPS = "(N, C, H, W) or (N, H, W), not empty, but its shape is"
+OTHERS = "(3, 3, 8, 8), as the images, or without the channels, but its shape is"
+
+
+@pytest.mark.parametrize(
+    ("attribution", "images", "said"),
+    [
+        (IMAGES.numpy(), None, "a floating point tensor, not ndarray"),
+        (IMAGES.long(), None, "a floating point tensor, not torch.int64"),
+        (IMAGES[0, 0], None, f"{NO_MAPS} (8, 8)"),
+        (IMAGES[:0], None, f"{NO_MAPS} (0, 3, 8, 8)"),
+        (IMAGES[:2], IMAGES, f"{OTHERS} (2, 3, 8, 8)"),
+        (IMAGES[:, :1], IMAGES, f"{OTHERS} (3, 1, 8, 8)"),
+        (IMAGES / 0, IMAGES, "finite, but holds NaN or infinity"),
+    ],
+)
+def test_what_is_no_attribution(attribution: Any, images: Any, said: str) -> None:
+    for check in (contract.check_attribution, contract.sum_channels):
+        with pytest.raises((ValueError, TypeError)) as error:
+            check(attribution, images, "map")
+        assert str(error.value) == f"map must be {said}"
+
+
+def test_logits_in_batches() -> None:
+    model, images = make("InPlaceFirst").eval(), batch()
+    before = images.clone()
+    counted = Counted(model)
+    with torch.no_grad():
+        found = contract.batched_logits(counted, images, 2)
+        assert torch.equal(images, before)  # though the model works in place
+        torch.testing.assert_close(found, model(images.clone()))
+    assert (counted.largest, counted.passes["F"]) == (2, 3)
+    with pytest.raises(ValueError, match=r"^model must return logits \(N, K\)"):
+        contract.batched_logits(lambda x: x, images, 2)

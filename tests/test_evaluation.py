@@ -6,35 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import axioms, evaluation, sanity
+from course_utils import evaluation
 from course_utils.evaluation import (
     Curve,
+    axioms,
     box_mask,
     deletion,
     faithfulness_correlation,
     insertion,
     iou,
     pointing_game,
+    sanity,
 )
+from course_utils.evaluation.truth import true_effects
 from course_utils.models import load
-from course_utils.scenes import Scenes, bounding_box
-from course_utils.truth import true_effects
-from tests.networks import NETWORKS, batch, make, pixels
+from course_utils.worlds.scenes import Scenes, bounding_box
+from tests.networks import NETWORKS, Recorder, batch, make, pixels
 
 nan = float("nan")
 SUBSETS: dict[str, Any] = {"patch": 2, "subsets": 60, "size": 4}
-
-
-class Recorder:
-    """A function of images that is no module: two classes, and how many images each call had."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls.append(len(images))
-        total = images.sum((1, 2, 3))
-        return torch.stack([total, -2 * total], 1)
 
 
 def linear(images: torch.Tensor) -> torch.Tensor:
@@ -157,7 +147,7 @@ def test_faithfulness_by_hand() -> None:
     result = faithfulness_correlation(Recorder(), image, relevance, 1, patch=1)
     assert result.item() == pytest.approx(-expected)
     # Replaced by 3 the drops are −2, −1, 1: the mean only shifts.
-    result = faithfulness_correlation(Recorder(), image, relevance, 0, patch=1, fill=3.0)
+    result = faithfulness_correlation(Recorder(), image, relevance, 0, patch=1, baseline=3.0)
     assert result.item() == pytest.approx(expected)
 
 
@@ -188,7 +178,7 @@ def test_faithfulness_of_subsets_against_its_twin(network: str) -> None:
         patch=2,
         subsets=9,
         size=5,
-        fill=fill,
+        baseline=fill,
         generator=generator.manual_seed(4),
     )
     for image, relevance, value in zip(images, attribution, result, strict=True):
@@ -236,7 +226,7 @@ def test_deletion_and_insertion_by_hand() -> None:
     assert fraction.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert score.tolist() == [[15, 11, 10, 2, 0]]
     assert auc.tolist() == [(15 / 2 + 11 + 10 + 2) / 4]
-    _, score, auc = insertion(Recorder(), image, attribution, 0, steps=4, fill=10.0)
+    _, score, auc = insertion(Recorder(), image, attribution, 0, steps=4, baseline=10.0)
     assert score.tolist() == [[40, 34, 25, 23, 15]]
     assert auc.tolist() == [(40 / 2 + 34 + 25 + 23 + 15 / 2) / 4]
     assert deletion(Recorder(), image, attribution, 1, steps=2).score.tolist() == [[-30, -20, 0]]
@@ -271,7 +261,7 @@ def test_curves_start_and_end_where_the_model_says(network: str, of: str) -> Non
         ends = ends.softmax(2) if of == "probability" else ends
         ends = ends[torch.arange(3), :, target]
     for metric, expected in ((deletion, ends), (insertion, ends.flip(1))):
-        curve = metric(model, images, batch(seed=2), target, steps=5, fill=fill, of=of)
+        curve = metric(model, images, batch(seed=2), target, steps=5, baseline=fill, of=of)
         torch.testing.assert_close(curve.score[:, [0, -1]], expected, rtol=0, atol=1e-12)
         areas = (curve.score[:, 1:] + curve.score[:, :-1]) / 2 @ curve.fraction.diff()
         torch.testing.assert_close(curve.auc, areas)
@@ -281,7 +271,7 @@ def test_curves_start_and_end_where_the_model_says(network: str, of: str) -> Non
 def test_a_blurred_fill_and_a_shipped_shape(network: str) -> None:
     model, images = make(network).eval(), batch()
     fill = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
-    curve = insertion(model, images, batch()[:, 0], steps=7, fill=fill)
+    curve = insertion(model, images, batch()[:, 0], steps=7, baseline=fill)
     assert isinstance(curve, Curve)
     assert [value.shape for value in curve] == [(8,), (3, 8), (3,)]
     with torch.no_grad():
@@ -386,7 +376,7 @@ def test_curves_of_the_shipped_model_start_and_end_where_it_says(fill: str, of: 
     attribution = torch.from_numpy(scene.mask)[None].float()
     ends = {}
     for metric in (deletion, insertion):
-        curve = metric(classifier.model, image, attribution, steps=4, fill=cover, of=of)
+        curve = metric(classifier.model, image, attribution, steps=4, baseline=cover, of=of)
         ends[metric] = curve.score[0, [0, -1]].tolist()
         assert curve.fraction[[0, -1]].tolist() == [0, 1]
     assert ends[deletion] == pytest.approx([whole, nothing], abs=1e-4)
@@ -480,12 +470,6 @@ def test_the_generator() -> None:
     assert not torch.equal(first, correlate(generator=generator))
 
 
-@every_metric
-def test_progress_can_be_silenced(name: str, capsys: pytest.CaptureFixture) -> None:
-    METRICS[name](Recorder(), batch(), batch(), progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
 BAD_MAPS: list[Any] = [
     None,
     batch().numpy(),
@@ -498,7 +482,7 @@ BAD_MAPS += [batch()[:, :2], batch()[0, 0]]
 BAD_RUN: dict[str, list[object]] = {
     "attribution": BAD_MAPS,
     "images": [batch()[0], batch().long(), batch() / 0],
-    "fill": [nan, "grey", torch.zeros(2, 8, 8), None],
+    "baseline": [nan, "grey", torch.zeros(2, 8, 8), None],
     "batch_size": [0, 1.5],
 }
 BAD_CURVE = BAD_RUN | {"steps": [0, -1, 2.0, True], "of": ["logits", "Probability", None]}
@@ -567,7 +551,7 @@ def test_one_place_for_all() -> None:
         assert hasattr(evaluation, name)
     for name in ("parameter_randomization", "label_randomization", "agreement", "SIMILARITIES"):
         assert getattr(evaluation, name) is getattr(sanity, name)
-    assert evaluation.axioms is axioms.axioms
+    assert evaluation.Verdict is axioms.Verdict
 
 
 def test_on_the_shipped_model() -> None:
@@ -576,7 +560,7 @@ def test_on_the_shipped_model() -> None:
     mask = torch.from_numpy(scene.mask)[None].float()
     blurred = classifier.blurred(image)
     good, bad = (
-        insertion(classifier.model, image, relevance, steps=8, fill=blurred).auc
+        insertion(classifier.model, image, relevance, steps=8, baseline=blurred).auc
         for relevance in (mask, -mask)
     )
     assert good > bad
@@ -591,7 +575,7 @@ def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
     mask = torch.stack([torch.from_numpy(scene.mask) for scene in scenes])
     perfect = torch.zeros(4, 128, 128)
     for relevance, scene in zip(perfect, scenes, strict=True):
-        for part, effect in true_effects(classifier, scene, progress=False).items():
+        for part, effect in true_effects(classifier, scene).items():
             place = torch.from_numpy(scene.parts[part])
             relevance[place] += effect / place.sum()
     generator = torch.Generator().manual_seed(0)
@@ -602,7 +586,7 @@ def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
 
     def about(metric: Callable, sign: int = 1, **options: Any) -> Callable:
         def measure(attribution: torch.Tensor) -> torch.Tensor:
-            result = metric(classifier.model, images, attribution, progress=False, **options)
+            result = metric(classifier.model, images, attribution, **options)
             return sign * (result.auc if isinstance(result, Curve) else result)
 
         return measure
@@ -613,7 +597,7 @@ def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
         "deletion": about(deletion, -1, steps=4),
         "insertion": about(insertion, steps=4),
         "insertion into blur, probability": about(
-            insertion, steps=4, fill=blurred, of="probability"
+            insertion, steps=4, baseline=blurred, of="probability"
         ),
     }
     for name, measure in measures.items():
@@ -683,7 +667,7 @@ def test_faithfulness_of_subsets_equals_quantus(
         patch=1,
         subsets=25,
         size=7,
-        fill=fill,
+        baseline=fill,
         generator=torch.Generator().manual_seed(2),
     )
     generator = torch.Generator().manual_seed(2)

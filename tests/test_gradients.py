@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils.cam import grad_cam
-from course_utils.gradients import (
+from course_utils.methods.cam import grad_cam
+from course_utils.methods.gradients import (
     QUADRATURES,
     deconvnet,
     gradient,
@@ -19,8 +19,9 @@ from course_utils.gradients import (
     integrated_gradients,
     quadrature,
     smoothgrad,
+    smoothgrad_estimate,
 )
-from course_utils.propagation import deeplift
+from course_utils.methods.propagation import deeplift
 from tests.networks import (
     ARCHITECTURES,
     NETWORKS,
@@ -265,7 +266,7 @@ def test_a_network_without_relu(method: Callable) -> None:
 
 def test_integrated_gradients_by_hand() -> None:
     def explain(model: nn.Module, image: torch.Tensor, **options: Any) -> list[float]:
-        return integrated_gradients(model, image, 0, progress=False, **options).flatten().tolist()
+        return integrated_gradients(model, image, 0, **options).flatten().tolist()
 
     assert explain(ByHand(), pixels(0, 5)) == pytest.approx([0, 25])
     assert input_x_gradient(ByHand(), pixels(0, 5), 0).flatten().tolist() == [0, 50]
@@ -320,7 +321,7 @@ def test_integrated_gradients_as_a_loop(rule: str, kind: str) -> None:
         expected += weight * gradient(model, start + alpha * (images - start), 2)
     expected *= images - start
     result = integrated_gradients(
-        model, images, 2, baseline=baseline, steps=7, rule=rule, batch_size=4, progress=False
+        model, images, 2, baseline=baseline, steps=7, rule=rule, batch_size=4
     )
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
@@ -329,7 +330,7 @@ def test_integrated_gradients_tends_to_completeness() -> None:
     model, images = make("Functional").double().eval(), batch(dtype=torch.float64)
     with torch.no_grad():
         difference = (model(images.clone()) - model(torch.zeros_like(images)))[:, 1]
-    result = integrated_gradients(model, images, 1, steps=500, progress=False)
+    result = integrated_gradients(model, images, 1, steps=500)
     torch.testing.assert_close(result.sum((1, 2, 3)), difference, rtol=1e-3, atol=1e-3)
 
 
@@ -353,7 +354,7 @@ def loop(
     return maps
 
 
-few = functools.partial(integrated_gradients, steps=3, progress=False)
+few = functools.partial(integrated_gradients, steps=3)
 AROUND: dict[str, Callable] = {
     "gradient": gradient,
     "input_x_gradient": input_x_gradient,
@@ -368,12 +369,12 @@ AROUND: dict[str, Callable] = {
 def test_smoothgrad_as_a_loop(name: str) -> None:
     method, model, images = AROUND[name], make("Residual").double(), batch(dtype=torch.float64)
     samples = torch.stack(loop(method, model, images, 2, 0.2, 5))
-    options: dict[str, Any] = {"method": method, "samples": 5, "noise": 0.2, "progress": False}
-    mean, details = smoothgrad(model, images, 2, batch_size=4, details=True, **options)
+    options: dict[str, Any] = {"method": method, "samples": 5, "noise": 0.2}
+    mean, error, spread, r2 = smoothgrad_estimate(model, images, 2, batch_size=4, **options)
     torch.testing.assert_close(mean, samples.mean(0), rtol=0, atol=1e-12)
-    torch.testing.assert_close(details.spread, samples.std(0), rtol=0, atol=1e-7)
-    torch.testing.assert_close(details.standard_error, samples.std(0) / 5**0.5, rtol=0, atol=1e-7)
-    assert details.r2 is None
+    torch.testing.assert_close(spread, samples.std(0), rtol=0, atol=1e-7)
+    torch.testing.assert_close(error, samples.std(0) / 5**0.5, rtol=0, atol=1e-7)
+    assert r2 is None
     alone = smoothgrad(model, images[1:2], 2, **options)
     torch.testing.assert_close(alone, mean[1:2], rtol=0, atol=1e-12)
 
@@ -382,11 +383,9 @@ def test_smoothgrad_as_a_loop(name: str) -> None:
 def test_smoothgrad_without_noise_is_the_method(name: str) -> None:
     method, model, images = AROUND[name], make("Residual").double(), batch(dtype=torch.float64)
     expected = method(model, images)
-    mean, details = smoothgrad(
-        model, images, method=method, noise=0, samples=3, details=True, progress=False
-    )
-    torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
-    assert float(details.spread.max()) < 1e-6 * float(expected.abs().max())
+    result: Any = smoothgrad_estimate(model, images, method=method, noise=0, samples=3)
+    torch.testing.assert_close(result.value, expected, rtol=1e-12, atol=1e-12)
+    assert float(result.spread.max()) < 1e-6 * float(expected.abs().max())
 
 
 def test_smoothgrads_noise_is_the_generators() -> None:
@@ -394,15 +393,16 @@ def test_smoothgrads_noise_is_the_generators() -> None:
 
     def explain(seed: int | None) -> torch.Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return smoothgrad(model, images, 1, samples=3, generator=generator, progress=False)
+        return smoothgrad(model, images, 1, samples=3, generator=generator)
 
     assert torch.equal(explain(None), explain(0))
     assert torch.equal(explain(3), explain(3))
     assert not torch.equal(explain(3), explain(4))
-    one, details = smoothgrad(model, images, 1, samples=1, details=True, progress=False)
-    assert details.spread.isnan().all()
-    assert details.standard_error.isnan().all()
-    assert one.isfinite().all()
+    one: Any = smoothgrad_estimate(model, images, 1, samples=1)
+    assert one.spread.isnan().all()
+    assert one.standard_error.isnan().all()
+    assert one.value.isfinite().all()
+    assert torch.equal(one.value, smoothgrad(model, images, 1, samples=1))
 
 
 # --- Memory and passes ------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def calls(explain: Callable[[nn.Module], object]) -> list[int]:
 @pytest.mark.parametrize(("n", "size"), [(3, 16), (5, 2), (1, 4), (7, 7)])
 def test_no_call_holds_more_than_a_batch(n: int, size: int) -> None:
     images = batch(n)
-    one: dict[str, Any] = {"batch_size": size, "progress": False}
+    one: dict[str, Any] = {"batch_size": size}
     for target, probes in ((1, 0), (None, n)):
         integrated = calls(lambda m: integrated_gradients(m, images, target, steps=9, **one))  # noqa: B023
         smoothed = calls(lambda m: smoothgrad(m, images, target, samples=9, **one))  # noqa: B023
@@ -439,17 +439,15 @@ def test_one_pass(method: Callable, passes: int) -> None:
     assert calls(lambda model: method(model, batch(3))) == [3] * passes
 
 
-def test_smooth_integrated_gradients_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its inner method shows no bar of its own."""
-    shown = []
+def test_the_method_of_smoothgrad_gets_its_batch_size() -> None:
+    sizes = []
 
-    def method(*arguments: Any, batch_size: int = 16, progress: bool = True) -> torch.Tensor:
-        shown.append((batch_size, progress))
+    def method(*arguments: Any, batch_size: int = 16) -> torch.Tensor:
+        sizes.append(batch_size)
         return gradient(*arguments)
 
-    smoothgrad(make("Residual"), batch(), 1, method=method, samples=2, batch_size=3, progress=False)
-    assert shown == [(3, False)] * 2
-    assert capsys.readouterr().err == ""
+    smoothgrad(make("Residual"), batch(), 1, method=method, samples=2, batch_size=3)
+    assert sizes == [3, 3]
 
 
 # --- Bad options ------------------------------------------------------------------------------
@@ -476,7 +474,7 @@ def test_bad_option(method: Callable, option: str, bad: object) -> None:
     model = make("Residual")
     model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises((ValueError, TypeError), match=rf"^{option}\b") as error:
-        method(model, batch(), 1, **{"progress": False, option: bad})
+        method(model, batch(), 1, **{option: bad})
     assert "\n" not in str(error.value)
 
 
@@ -536,9 +534,7 @@ def test_equals_the_libraries(architecture: tuple[str, nn.Module]) -> None:
         # Eighths are exact for both; a rounding of α can cross a kink of the network.
         options: dict[str, Any] = {"n_steps": 8, "method": theirs, "internal_batch_size": 16}
         reference = captum(IntegratedGradients, baselines=baseline, **options)
-        ours = integrated_gradients(
-            model, images, target, baseline=baseline, steps=8, rule=rule, progress=False
-        )
+        ours = integrated_gradients(model, images, target, baseline=baseline, steps=8, rule=rule)
         assert off(ours, reference) < 1e-5
     if name == "mobilenet_v3_small":
         for method in (guided_backprop, deconvnet):
@@ -581,7 +577,7 @@ def test_captums_trapezoid_does_not_sum_to_one() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)).double()
     images = batch(dtype=torch.float64)
     exact = input_x_gradient(model, images, 1)
-    ours = integrated_gradients(model, images, 1, steps=8, rule="trapezoid", progress=False)
+    ours = integrated_gradients(model, images, 1, steps=8, rule="trapezoid")
     theirs = IntegratedGradients(model).attribute(
         images, target=1, n_steps=8, method="riemann_trapezoid"
     )
@@ -596,13 +592,11 @@ def test_smoothgrad_tends_to_captums() -> None:
 
     model, images = make("Functional").double().eval(), batch(1, dtype=torch.float64)
     sigma = 0.15 * float(images.max() - images.min())
-    ours, details = smoothgrad(
-        model, images, 1, samples=400, batch_size=200, details=True, progress=False
-    )
+    ours: Any = smoothgrad_estimate(model, images, 1, samples=400, batch_size=200)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = NoiseTunnel(Saliency(model)).attribute(
             images, nt_type="smoothgrad", nt_samples=400, stdevs=sigma, target=1, abs=False
         )
-    error = details.standard_error * 2**0.5
-    assert float(((ours - theirs).abs() < 4 * error + 1e-12).double().mean()) > 0.99
+    error = ours.standard_error * 2**0.5
+    assert float(((ours.value - theirs).abs() < 4 * error + 1e-12).double().mean()) > 0.99

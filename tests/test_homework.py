@@ -1,6 +1,7 @@
 """What every exercise of the homework promises: key, stub, mistakes; and the checks' machinery."""
 
 import cProfile
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils import gradients
 from course_utils.homework import Wrong, check, checks
+from course_utils.methods import gradients
 from tests import keys
 
 pytestmark = pytest.mark.slow
@@ -55,46 +56,49 @@ def test_stub_is_not_written_yet(exercise: checks.Exercise) -> None:
 
 @pytest.mark.parametrize(
     ("exercise", "mistake"),
-    [(exercise, mistake) for exercise in EXERCISES for mistake in exercise.mistakes],
+    [(exercise, m) for exercise in EXERCISES for m in exercise.mistakes.values()],
     ids=lambda case: case.name,
 )
 def test_mistake_gets_its_own_hint(exercise: checks.Exercise, mistake: checks.Mistake) -> None:
-    with pytest.raises(Wrong) as wrong:
-        check(exercise.name, mistake.answer)
-    assert wrong.value.hint == mistake.hint
+    assert keys.refused(exercise.name, mistake.answer).hint == mistake.hint
+
+
+@each_exercise
+def test_the_answer_that_mistakes_are_made_of_is_right(exercise: checks.Exercise) -> None:
+    assert list(exercise.check(exercise.answer, exercise))
 
 
 @each_exercise
 def test_at_least_four_mistakes_each_with_a_hint_of_its_own(exercise: checks.Exercise) -> None:
-    hints = [mistake.hint for mistake in exercise.mistakes]
+    hints = [mistake.hint for mistake in exercise.mistakes.values()]
     assert len(set(hints)) == len(hints) >= 4
 
 
 # The machinery --------------------------------------------------------------------------------
 
 
-def squared(x: torch.Tensor) -> torch.Tensor:
-    return x * x
+def powered(x: torch.Tensor, *, power: int = 2) -> torch.Tensor:
+    return x**power
 
 
-DOUBLED = checks.Mistake("doubled", lambda x: 2 * x, "a square is not a double.")
+MISTAKES: checks.Mistakes = {
+    "cubed": ({"power": 3}, "a square is not a cube."),
+    "doubled": (lambda x: 2 * x, "a square is not a double."),
+}
 CASES = [{"x": torch.tensor([3.0, -1.0])}, {"x": torch.tensor([[0.5]])}]
-
-
-def compared(answer: Callable[..., Any]) -> None:
-    checks.compare(answer, squared, CASES, [DOUBLED], what="the square", hint="look again.")
 
 
 @pytest.fixture
 def square(monkeypatch: pytest.MonkeyPatch) -> str:
     """An exercise of the tests' own."""
 
-    def holds(answer: Callable[..., Any]) -> Iterator[str]:
-        compared(answer)
+    monkeypatch.setattr(checks, "EXERCISES", {})
+
+    @checks.exercise("hw00.square", powered, MISTAKES, forbidden=(gradients.__name__,))
+    def holds(answer: Callable[..., Any], known: checks.Exercise) -> Iterator[str]:
+        checks.compare(answer, known, CASES, what="the square", hint="look again.")
         yield "the square is right"
 
-    entered = checks.Exercise("hw00.square", holds, (DOUBLED,), ("course_utils.gradients",))
-    monkeypatch.setitem(checks.EXERCISES, "hw00.square", entered)
     return "hw00.square"
 
 
@@ -106,24 +110,21 @@ def test_says_what_holds(square: str, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("answer", "what", "hint"),
     [
-        (lambda x: x + x, "off by up to", DOUBLED.hint),
+        (lambda x: x + x, "off by up to", "not a double"),
+        (lambda x: x * x * x, "off by up to", "not a cube"),
         (lambda x: x**2 + 0.1, "off by up to", "look again."),
         (lambda x: CASES[0]["x"] ** 2, "is (2,), wanted is (1, 1)", "look again."),
-        (lambda x: None, "is NoneType, wanted is a torch.Tensor", "return"),
+        (lambda x: None, "is NoneType, wanted is a Tensor", "return"),
         (lambda x: x * x * float("nan"), "off by", "look again."),
     ],
 )
 def test_says_what_does_not_hold(
     square: str, answer: Callable[..., Any], what: str, hint: str
 ) -> None:
-    with pytest.raises(Wrong) as wrong:
-        check(square, answer)
-    assert what in wrong.value.what
-    assert hint in wrong.value.hint
-    assert wrong.value._render_traceback_() == [
-        f"✗ {wrong.value.what}",
-        f"  Hint: {wrong.value.hint}",
-    ]
+    wrong = keys.refused(square, answer)
+    assert what in wrong.what
+    assert hint in wrong.hint
+    assert wrong._render_traceback_() == [f"✗ {wrong.what}", f"  Hint: {wrong.hint}"]
 
 
 def test_rounding_is_no_mistake(square: str) -> None:
@@ -137,20 +138,58 @@ def test_a_call_into_a_forbidden_module_is_noticed_however_it_was_imported(squar
         name(nn.Flatten(), torch.ones(1, 2, 1, 1), 0)
         return x * x
 
-    with pytest.raises(Wrong, match=r"calls course_utils\.gradients\.gradient"):
+    with pytest.raises(Wrong, match=r"calls course_utils\.methods\.gradients\.gradient"):
         check(square, answer)
 
 
-def test_the_checks_own_reference_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reference(x: torch.Tensor, *, power: int = 2) -> torch.Tensor:
-        return x**power
+def test_the_exercises_own_answer_is_no_answer(square: str) -> None:
+    cubed = checks.EXERCISES[square].mistakes["cubed"]
+    assert keys.refused(square, cubed.answer).hint == cubed.hint  # tried as it is
+    for answer in (powered, lambda x: powered(x), functools.partial(powered, power=2)):
+        assert "calls tests.test_homework.powered" in keys.refused(square, answer).what
 
-    mistake = checks.Mistake("cubed", functools.partial(reference, power=3), "a square, not a cube")
-    entered = checks.Exercise("hw00.square", lambda answer: iter([answer(2)]), (mistake,), ())
-    monkeypatch.setitem(checks.EXERCISES, "hw00.square", entered)
-    check("hw00.square", mistake.answer)  # tried as it is
-    with pytest.raises(Wrong, match="calls tests.test_homework"):
-        check("hw00.square", lambda x: reference(x))
+
+def test_one_of_two_results_is_compared(square: str) -> None:
+    known = dataclasses.replace(checks.EXERCISES[square], mistakes={})
+
+    def compared(answer: Callable[..., Any], number: int) -> None:
+        checks.compare(
+            answer,
+            known,
+            CASES,
+            reference=lambda x: (x**2, x**2),
+            of=checks.part(number, "two tensors", "return both."),
+            what="one of the two",
+            hint="look again.",
+        )
+
+    compared(lambda x: [x**2, 2 * x], 0)
+    with pytest.raises(Wrong, match="one of the two is off by"):
+        compared(lambda x: [x**2, 2 * x], 1)
+    for answer in (powered, lambda x: (x, x, x)):
+        with pytest.raises(Wrong, match="wanted are two tensors\nHint: return both"):
+            compared(answer, 0)
+
+
+def test_remembered() -> None:
+    asked = checks.remembered(lambda x: x.clone())
+    one, other = torch.ones(1), torch.ones(1)
+    assert asked(x=one) is asked(x=one)
+    assert asked(x=one) is not asked(x=other)
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_kept(change: bool) -> None:
+    def answer(x: torch.Tensor, steps: list[int]) -> torch.Tensor:
+        steps += [1] * change
+        return x
+
+    guarded = checks.kept(answer, "steps", "copy it.")
+    if change:
+        with pytest.raises(Wrong, match="the argument steps has changed"):
+            guarded(x=torch.ones(1), steps=[2])
+    else:
+        assert guarded(x=torch.ones(1), steps=[2]) == 1
 
 
 def test_works_under_a_profiler(square: str) -> None:
@@ -170,7 +209,7 @@ def test_what_is_not_a_function_or_no_exercise(square: str) -> None:
     with pytest.raises(TypeError, match=r'as in check\("hw00.square", square\), not Tensor'):
         check(square, torch.ones(1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no exercise 'hw00.sqare'; the nearest are hw00.square"):
-        check("hw00.sqare", squared)
+        check("hw00.sqare", powered)
 
 
 def left_behind(trace: str, model: nn.Module, images: torch.Tensor) -> None:
@@ -204,3 +243,6 @@ def test_untouched(trace: str, what: str) -> None:
         model(images)
     with pytest.raises(Wrong, match=what), checks.untouched(model, images):
         left_behind(trace, model, images)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), torch.ones(1, 1, 2, 2)
+    with pytest.raises(Wrong, match=what):
+        checks.unchanged(functools.partial(left_behind, trace))(model=model, images=images)

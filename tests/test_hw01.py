@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from course_utils import cam, gradients, images, layers, methods, models
-from course_utils.homework import Wrong, check, hw01
+from course_utils import images, layers, methods
+from course_utils.homework import check, hw01
+from course_utils.methods import cam, gradients
+from course_utils.networks import SmallResNet
+from tests import keys
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +25,13 @@ Answer = Callable[..., Any]
 
 def hint(exercise: str, answer: Answer) -> str:
     """The hint that a wrong answer gets."""
-    with pytest.raises(Wrong) as wrong:
-        check(f"hw01.{exercise}", answer)
-    return wrong.value.hint
+    return keys.refused(f"hw01.{exercise}", answer).hint
 
 
 def hint_of(name: str, mistakes: Any) -> str:
     """The hint of a mistake."""
-    return next(mistake.hint for mistake in mistakes if mistake.name == name)
+    said: str = mistakes[name][1]
+    return said
 
 
 # The method matrix ----------------------------------------------------------------------------
@@ -46,7 +48,7 @@ PLACED = {
 
 def placed_by_needs() -> dict[str, Any]:
     found = {
-        name: ["specific" if {"gradients", "layers"} & method.needs else "agnostic", method.scope]
+        name: ["specific" if {"gradients", "layers"} & method.needs else "agnostic", "local"]
         for name, method in methods.METHODS.items()
         if name in PLACED
     }
@@ -233,8 +235,8 @@ def in_double(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "answer", [one_by_one, with_backward, with_one_hot, with_func, with_factors, in_double]
 )
-def test_gradient_x_input(answer: Answer) -> None:
-    check("hw01.gradient_x_input", answer)
+def test_input_x_gradient(answer: Answer) -> None:
+    check("hw01.input_x_gradient", answer)
 
 
 def score(of: Callable[[Tensor, Tensor], Tensor]) -> Answer:
@@ -260,33 +262,33 @@ def score(of: Callable[[Tensor, Tensor], Tensor]) -> Answer:
         (lambda **k: one_by_one(**k) / k["images"], "gradient"),
     ],
 )
-def test_gradient_x_input_wrong(answer: Answer, name: str) -> None:
-    assert hint("gradient_x_input", answer) == hint_of(name, hw01.GRADIENT_X_INPUT)
+def test_input_x_gradient_wrong(answer: Answer, name: str) -> None:
+    assert hint("input_x_gradient", answer) == hint_of(name, hw01.INPUT_X_GRADIENT)
 
 
-def test_gradient_x_input_other_wrong_answers() -> None:
+def test_input_x_gradient_other_wrong_answers() -> None:
     unforeseen = "check each part alone"
     of_log = score(lambda f, t: f.log_softmax(1).gather(1, t[:, None]).sum())
     first = score(lambda f, t: f[0, t[0]])
     minus = lambda **k: -one_by_one(**k)  # noqa: E731
     shapes = lambda **k: torch.zeros_like(k["images"])  # noqa: E731
     for answer in (of_log, first, minus, shapes):
-        assert unforeseen in hint("gradient_x_input", answer)
-    assert "yourself" in hint("gradient_x_input", gradients.input_x_gradient)
-    assert "yourself" in hint("gradient_x_input", methods.METHODS["input_x_gradient"])
+        assert unforeseen in hint("input_x_gradient", answer)
+    assert "yourself" in hint("input_x_gradient", gradients.input_x_gradient)
+    assert "yourself" in hint("input_x_gradient", methods.METHODS["input_x_gradient"])
 
     def only_the_first_network(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        right = isinstance(model, models.SmallResNet)
+        right = isinstance(model, SmallResNet)
         return one_by_one(model, images, target) if right else images
 
-    assert unforeseen in hint("gradient_x_input", only_the_first_network)
+    assert unforeseen in hint("input_x_gradient", only_the_first_network)
 
     def on_the_images(model: nn.Module, images: Tensor, target: Tensor) -> Any:
         images.requires_grad_()
         copy.deepcopy(model)(images).gather(1, target[:, None]).sum().backward()
         return images.grad * images  # type: ignore[operator]
 
-    assert "images.detach()" in hint("gradient_x_input", on_the_images)
+    assert "images.detach()" in hint("input_x_gradient", on_the_images)
 
 
 # One number a pixel ---------------------------------------------------------------------------
@@ -447,7 +449,7 @@ def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Ten
     ],
 )
 def test_class_activation_map_wrong(answer: Answer, name: str) -> None:
-    assert hint("class_activation_map", answer) == hint_of(name, hw01.CAM)
+    assert hint("class_activation_map", answer) == hint_of(name, hw01.CLASS_ACTIVATION_MAP)
 
 
 def test_class_activation_map_other_wrong_answers() -> None:
@@ -482,14 +484,14 @@ def from_the_library(
     path: Callable[..., Tensor] = gradients.integrated_gradients,
 ) -> dict[str, Tensor]:
     """More steps, another rule, and another order."""
-    options = {"steps": steps, "rule": "trapezoid", "progress": False}
+    options = {"steps": steps, "rule": "trapezoid"}
     integrated = path(model, images, target, baseline=baseline, **options)
     place = cam.grad_cam(model, images, target, layer=layer)
     return {
         "integrated_gradients": by_numpy(integrated),
         "grad_cam": by_numpy(place[:, None]),
         "cam": by_numpy(cam.cam(model, images, target)[:, None]),
-        "gradient_x_input": by_numpy(gradients.input_x_gradient(model, images, target)),
+        "input_x_gradient": by_numpy(gradients.input_x_gradient(model, images, target)),
     }
 
 
@@ -503,7 +505,7 @@ def written_out(
     small = with_a_convolution(model, images, target, layer)[:, None]
     place = F.interpolate(small.relu(), images.shape[2:], mode="bilinear")
     return {
-        "gradient_x_input": by_sorting(one_by_one(model, images, target)),
+        "input_x_gradient": by_sorting(one_by_one(model, images, target)),
         "cam": by_sorting(F.interpolate(small, images.shape[2:], mode="bilinear")),
         "grad_cam": by_sorting(place),
         "integrated_gradients": by_sorting((images - baseline) * path),
@@ -537,12 +539,12 @@ def test_four_maps_wrong() -> None:
     assert none in hint("four_maps", replaced("cam", lambda images, **_: images[:, 0] * 0))
     flipped = replaced("integrated_gradients", lambda **case: -from_the_library(**case)["grad_cam"])
     assert "look at integrated_gradients alone" in hint("four_maps", flipped)
-    assert "names gradient_x_input, cam" in hint("four_maps", lambda **case: [])
+    assert "names input_x_gradient, cam" in hint("four_maps", lambda **case: [])
     lost = lambda **case: dict(list(from_the_library(**case).items())[:3])  # noqa: E731
-    assert "names gradient_x_input, cam" in hint("four_maps", lost)
-    channels = replaced("gradient_x_input", lambda images, **_: images)
+    assert "names input_x_gradient, cam" in hint("four_maps", lost)
+    channels = replaced("input_x_gradient", lambda images, **_: images)
     assert "one map (H, W) an image" in hint("four_maps", channels)
-    first = from_the_library(**hw01._with_layers(hw01._cases())[0], baseline=2.0)
+    first = from_the_library(**hw01._at_layers()[0], baseline=2.0)
     assert "one map (H, W) an image" in hint("four_maps", lambda **_: first)
 
 

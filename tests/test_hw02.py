@@ -9,8 +9,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import cam, gradients, layers, models
-from course_utils.homework import Wrong, check, checks
+from course_utils import layers, models
+from course_utils.homework import Wrong, cases, check, hw02
+from course_utils.methods import cam, gradients
+from tests import keys
 
 pytestmark = pytest.mark.slow
 
@@ -222,20 +224,20 @@ def ig_by_points(
 
 
 def gap_in_one_batch(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
     both = model(torch.cat([images, baseline.expand_as(images)])).view(2, len(images), -1)
     gain = (both[0] - both[1])[torch.arange(len(images)), target]
-    return torch.abs(gain - attribution.flatten(1).sum(1))
+    return attribution.flatten(1).sum(1) - gain
 
 
 def gap_by_loop(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
     gaps, starts = [], baseline.expand_as(images)
     for x, c, start, given in zip(images, target, starts, attribution, strict=True):
         gain = model(x[None])[0, c].item() - model(start[None])[0, c].item()
-        gaps.append(abs(float(given.sum()) - gain))
+        gaps.append(float(given.sum()) - gain)
     return torch.tensor(gaps)
 
 
@@ -257,11 +259,6 @@ EACH_RIGHT = [
     for name, answers in RIGHT.items()
     for number, answer in enumerate(answers)
 ]
-HINTS = {
-    f"{name}: {mistake.name}": mistake.hint
-    for name in RIGHT
-    for mistake in checks.find(f"hw02.{name}").mistakes
-}
 
 
 @pytest.mark.parametrize(("name", "answer"), EACH_RIGHT)
@@ -271,9 +268,7 @@ def test_right_answer_passes(name: str, answer: Answer, capsys: pytest.CaptureFi
 
 
 def refused(name: str, answer: Answer) -> Wrong:
-    with pytest.raises(Wrong) as wrong:
-        check(f"hw02.{name}", answer)
-    return wrong.value
+    return keys.refused(f"hw02.{name}", answer)
 
 
 # -- what nobody gets away with --------------------------------------------------------------------
@@ -322,9 +317,7 @@ def library_grad_cam(model: nn.Module, images: Tensor, target: Tensor, layer: st
 def library_ig(
     model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, steps: int
 ) -> Tensor:
-    return gradients.integrated_gradients(
-        model, images, target, baseline=baseline, steps=steps, progress=False
-    )
+    return gradients.integrated_gradients(model, images, target, baseline=baseline, steps=steps)
 
 
 def captum_ig(
@@ -343,6 +336,7 @@ def captum_ig(
         ("grad_cam", library_grad_cam),
         ("integrated_gradients", library_ig),
         ("integrated_gradients", captum_ig),
+        ("completeness_gap", lambda **case: hw02.completeness_gap(**case)),
     ],
 )
 def test_library_is_no_answer(name: str, answer: Answer) -> None:
@@ -517,29 +511,56 @@ def turned(
 
 
 def gap_of_image(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
-    return (attribution.sum((1, 2, 3)) - model(images).gather(1, target[:, None])[:, 0]).abs()
+    return attribution.sum((1, 2, 3)) - model(images).gather(1, target[:, None])[:, 0]
 
 
 def gap_of_magnitudes(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
-    return gap_in_one_batch(model, images, target, baseline, attribution.abs())
+    return gap_in_one_batch(model, images, attribution.abs(), target, baseline)
 
 
-def gap_signed(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+def gap_unsigned(**case: Any) -> Tensor:
+    return gap_in_one_batch(**case).abs()
+
+
+def gap_upside_down(**case: Any) -> Tensor:
+    return -gap_by_loop(**case)
+
+
+def gap_relative(
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
-    start = model(baseline.expand_as(images))
-    gain = (model(images) - start).gather(1, target[:, None])[:, 0]
-    return attribution.sum((1, 2, 3)) - gain
+    """As a share of what an empty map misses."""
+    gap = gap_in_one_batch(model, images, attribution, target, baseline)
+    return gap / gap_in_one_batch(model, images, 0 * attribution, target, baseline).abs()
+
+
+def gap_of_probability(model: nn.Module, **case: Any) -> Tensor:
+    return gap_in_one_batch(nn.Sequential(model, nn.Softmax(1)), **case)
+
+
+def gap_of_the_first(target: Tensor, **case: Any) -> Tensor:
+    return gap_in_one_batch(target=target[:1].expand_as(target), **case)
+
+
+def gap_in_training(model: nn.Module, **case: Any) -> Tensor:
+    result = gap_in_one_batch(model, **case)
+    model.train()
+    return result
+
+
+def gap_of_all(**case: Any) -> Tensor:
+    gaps = gap_in_one_batch(**case)
+    return gaps.sum().expand_as(gaps)
 
 
 def gap_backwards(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
+    model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
-    return gap_in_one_batch(model, baseline.expand_as(images), target, images, attribution)
+    return gap_in_one_batch(model, baseline.expand_as(images), attribution, target, images)
 
 
 @pytest.mark.parametrize(
@@ -573,12 +594,16 @@ def gap_backwards(
         ("integrated_gradients", turned, "wrong sign"),
         ("completeness_gap", gap_of_image, "no baseline"),
         ("completeness_gap", gap_of_magnitudes, "magnitudes"),
-        ("completeness_gap", gap_signed, "signed"),
+        ("completeness_gap", gap_unsigned, "unsigned"),
+        ("completeness_gap", gap_upside_down, "upside down"),
+        ("completeness_gap", gap_relative, "relative"),
+        ("completeness_gap", gap_of_probability, "softmax"),
+        ("completeness_gap", gap_of_the_first, "first"),
         ("completeness_gap", gap_backwards, "wrong sign"),
     ],
 )
 def test_wrong_answer_gets_the_hint_it_needs(name: str, answer: Answer, hint: str) -> None:
-    assert refused(name, answer).hint == HINTS[f"{name}: {hint}"]
+    assert refused(name, answer).hint == keys.hint(f"hw02.{name}", hint)
 
 
 @pytest.mark.parametrize(
@@ -588,8 +613,11 @@ def test_wrong_answer_gets_the_hint_it_needs(name: str, answer: Answer, hint: st
         ("maps_and_slopes", on_the_images, "images have changed"),
         ("maps_and_slopes", lambda **case: by_gather(**case)[0], "wanted are two tensors"),
         ("grad_cam", enlarged_then_cut, "(2, 64, 64), wanted is (2, 4, 4)"),
-        ("grad_cam", lambda **case: by_einsum(**case).numpy(), "ndarray, wanted is a torch.Tensor"),
+        ("grad_cam", lambda **case: by_einsum(**case).numpy(), "ndarray, wanted is a Tensor"),
         ("integrated_gradients", without_way, "off by"),
+        ("completeness_gap", gap_of_all, "off by"),
+        ("completeness_gap", lambda **case: gap_in_one_batch(**case).mean(), "wanted is (2,)"),
+        ("completeness_gap", gap_in_training, "mode has changed"),
         ("integrated_gradients", leaving_gradients, "a gradient is left in .grad of the model"),
     ],
 )
@@ -598,8 +626,6 @@ def test_wrong_answer_is_told_what_is_wrong(name: str, answer: Answer, said: str
 
 
 def test_refused_answer_leaves_nothing_on_the_course_s_model() -> None:
-    from course_utils.homework import hw02
-
     def leaves_hooks(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
         result = by_gather(model, images, target, layer)
         model.get_submodule(layer).register_forward_hook(lambda *_: torch.zeros(()))
@@ -607,7 +633,7 @@ def test_refused_answer_leaves_nothing_on_the_course_s_model() -> None:
         return result
 
     refused("maps_and_slopes", leaves_hooks)
-    kept = hw02._shipped().model
+    kept = cases.shipped().model
     assert not kept.training
     assert not any(module._forward_hooks for module in kept.modules())
     fresh = models.load("scenes", device="cpu").model

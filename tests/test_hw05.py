@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from course_utils import cam, gradients, maximize, models, propagation, shapley
-from course_utils.homework import Wrong, check, hw05
+from course_utils.homework import cases, check, hw02, hw05
 from course_utils.layers import preserve
+from course_utils.methods import cam, gradients, propagation, shapley
+from course_utils.networks import Classifier
+from course_utils.units import maximize
+from tests import keys
 
 pytestmark = pytest.mark.slow
 
 
 def hint_of(name: str, answer: Callable[..., Any]) -> str:
-    with pytest.raises(Wrong) as wrong:
-        check(f"hw05.{name}", answer)
-    return f"{wrong.value.what}. {wrong.value.hint}"
+    wrong = keys.refused(f"hw05.{name}", answer)
+    return f"{wrong.what}. {wrong.hint}"
 
 
 def off(one: Tensor, other: Tensor) -> float:
@@ -145,28 +147,6 @@ def shap_per_segment(**case: Any) -> Tensor:
     return torch.stack(rows)
 
 
-def gap_by_loop(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
-) -> Tensor:
-    gaps = []
-    for i, x in enumerate(images):
-        start = torch.broadcast_to(baseline, images.shape)[i]
-        there, here = model(start[None]), model(x[None])
-        gaps.append(attribution[i].sum() - (here - there)[0, target[i]])
-    return torch.stack(gaps)
-
-
-def gap_by_captum(
-    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, attribution: Tensor
-) -> Tensor:
-    from captum.attr import IntegratedGradients
-
-    start = baseline.expand_as(images)
-    return IntegratedGradients(model).compute_convergence_delta(
-        attribution, start, images, target=target
-    )
-
-
 def relus_by_interpreter(model: nn.Module) -> nn.Module:
     """All ReLUs by a list, in the order in which they run: a new forward, no edited graph."""
 
@@ -253,8 +233,6 @@ RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("captum_grad_cam", grad_cam_one_by_one),
     ("captum_shap", shap_one_by_one),
     ("captum_shap", shap_per_segment),
-    ("completeness_gap", gap_by_loop),
-    ("completeness_gap", gap_by_captum),
     ("own_relus", relus_by_interpreter),
     ("own_relus", relus_by_tracing_first),
     ("lucent_picture", lucent_cleaned),
@@ -272,17 +250,13 @@ def test_other_manner_passes(name: str, answer: Callable[..., Any]) -> None:
 def test_the_reference_equals_the_course() -> None:
     for case in hw05.small_cases():
         model, images, target = case["model"], case["images"], case["target"]
-        maps, gaps = hw05._ig(model, images, target, torch.ones(1, 3, 1, 1).double(), 8, 6)
-        ours = gradients.integrated_gradients(
-            model, images, target, baseline=1.0, steps=8, progress=False
-        )
+        white = torch.ones(1, 3, 1, 1).double()
+        maps, gaps = hw05.captum_ig(model, images, target, white, 8, 6)
+        ours = gradients.integrated_gradients(model, images, target, baseline=1.0, steps=8)
         assert off(maps, ours) < 1e-6
-        assert (
-            off(gaps, hw05._gap(model, images, target, torch.ones(1, 3, 1, 1).double(), maps))
-            < 1e-6
-        )
+        assert off(gaps, hw02.completeness_gap(model, images, maps, target, white)) < 1e-6
         layer = "stem" if hasattr(model, "stem") else "conv1"
-        theirs = hw05._grad_cam(model, images, target, layer)
+        theirs = hw05.captum_grad_cam(model, images, target, layer)
         assert off(theirs, cam.grad_cam(model, images, target, layer=layer)) < 1e-6
 
 
@@ -293,7 +267,7 @@ def test_the_copy_makes_captums_deeplift_the_courses() -> None:
         images, target = case["images"], case["target"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            explainer = DeepLift(hw05._own_relus(case["model"]))
+            explainer = DeepLift(hw05.own_relus(case["model"]))
             theirs = explainer.attribute(images.clone(), 0 * images + 1, target=target).detach()
         ours = propagation.deeplift(case["model"], images, target, baseline=1.0)
         assert off(theirs, ours) < 1e-6
@@ -304,7 +278,7 @@ def test_a_refusal_of_captums_deeplift_leaves_a_gradient_on_the_images() -> None
     from captum.attr import DeepLift
 
     images = hw05.noise(2, 8, 12)
-    model = copy.deepcopy(hw05.network(hw05.Shared))
+    model = copy.deepcopy(cases.double(cases.Shared))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="used more than once"):
@@ -323,7 +297,6 @@ def test_a_constant_or_the_courses_own_is_no_answer() -> None:
             case["target"],
             baseline=case["baseline"],
             steps=case["steps"],
-            progress=False,
         )
         return maps, maps.sum((1, 2, 3))
 
@@ -331,25 +304,22 @@ def test_a_constant_or_the_courses_own_is_no_answer() -> None:
         return cam.grad_cam(case["model"], case["images"], case["target"], layer=case["layer"])
 
     def courses_shap(**case: Any) -> Tensor:
-        return shapley.shap_image(
-            case["model"], case["images"], segments=case["segments"], progress=False
-        )  # type: ignore[return-value]
+        return shapley.shap_image(case["model"], case["images"], segments=case["segments"])
 
     def courses_picture(**case: Any) -> Tensor:
         names = ("red", "green", "blue")
-        classifier = models.Classifier("", case["model"], names, case["size"])
+        classifier = Classifier("", case["model"], names, case["size"])
         return maximize.lucent(classifier, case["layer"], case["unit"], steps=case["steps"])
 
     for name, answer, module in (
-        ("captum_ig", courses_ig, "gradients"),
-        ("captum_grad_cam", courses_grad_cam, "cam"),
-        ("captum_shap", courses_shap, "shapley"),
-        ("lucent_picture", courses_picture, "maximize"),
+        ("captum_ig", courses_ig, "methods.gradients"),
+        ("captum_grad_cam", courses_grad_cam, "methods.cam"),
+        ("captum_shap", courses_shap, "methods.shapley"),
+        ("lucent_picture", courses_picture, "units.maximize"),
     ):
-        assert f"the answer calls course_utils.{module}" in hint_of(name, answer)
+        assert f"the answer calls course_utils.{module}." in hint_of(name, answer)
     for name in ("captum_ig", "captum_grad_cam", "captum_shap", "lucent_picture"):
         assert "let " in hint_of(name, lambda **_: torch.zeros(3))
-    assert "sum the map" in hint_of("completeness_gap", lambda **case: 0.0 * case["target"])
 
 
 def test_an_answer_for_the_courses_network_alone() -> None:
@@ -399,11 +369,6 @@ def test_fresh_wrong_answers_get_the_hint_that_helps() -> None:
     def small_map(**case: Any) -> Tensor:
         return grad_cam_interpolate(**case)[:, None]
 
-    def probability(**case: Any) -> Tensor:
-        rows = torch.arange(len(case["target"]))
-        p = case["model"](case["images"]).softmax(1)[rows, case["target"]]
-        return case["attribution"].sum((1, 2, 3)) - p
-
     def dropped(model: nn.Module) -> nn.Module:
         other = copy.deepcopy(model)
         for module in other.modules():
@@ -423,7 +388,6 @@ def test_fresh_wrong_answers_get_the_hint_that_helps() -> None:
         ("captum_ig", half_the_steps, "each option"),
         ("captum_shap", occluded, "never calls Captum's KernelShap"),
         ("captum_grad_cam", small_map, "channel's axis"),
-        ("completeness_gap", probability, "sum the map"),
         ("own_relus", dropped, "another one must come in"),
         ("own_relus", retrained, "copied too"),
         ("own_relus", lambda model: model, "not a copy"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from course_utils import layers
-from course_utils.models import SmallResNet
+from course_utils.networks import SmallResNet
 from tests.networks import NETWORKS, batch, make
 
 
@@ -333,3 +333,48 @@ def test_ablate_refuses_layers_without_units(layer: nn.Module, words: str) -> No
     model = nn.Sequential(layer)
     with pytest.raises(ValueError, match=re.escape(words)), layers.ablate(model, "0", 0):
         model(batch())
+
+
+def maps_pooled_by(forward: Any) -> tuple[torch.Tensor, layers.Head]:
+    """The feature maps of a network that ends as `forward` says, and what Head noted."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv, fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 5)
+    with torch.no_grad(), layers.Head() as head:
+        maps = conv(batch())
+        logits = forward(maps, fc)
+    assert head.vector is not None
+    assert head.weight is fc.weight
+    assert torch.equal(head.logits, logits)
+    return maps, head
+
+
+def test_head_notes_what_is_pooled_last() -> None:
+    maps, head = maps_pooled_by(lambda maps, fc: fc(maps.mean((2, 3))))
+    assert head.maps is maps
+    assert head.averages_into(head.logits)
+    assert not head.averages_into(head.logits + 1)
+
+
+def test_head_notes_the_first_of_poolings_in_a_row() -> None:
+    maps, head = maps_pooled_by(
+        lambda maps, fc: fc(
+            nn.functional.avg_pool2d(nn.functional.avg_pool2d(maps, 2), 4).flatten(1)
+        )
+    )
+    assert head.maps is maps
+    maps, head = maps_pooled_by(
+        lambda maps, fc: fc(nn.functional.avg_pool2d(maps, 2).relu().mean((2, 3)))
+    )
+    assert head.maps is not maps
+    assert head.maps is not None
+    assert head.maps.shape == (3, 6, 4, 4)
+
+
+def test_head_says_where_the_mean_is_not_what_the_last_layer_gets() -> None:
+    _, head = maps_pooled_by(lambda maps, fc: fc(maps.amax((2, 3))))
+    assert not head.averages_into(head.logits)
+    with layers.Head() as head:
+        batch().relu()
+    assert head.maps is None
+    assert head.vector is None

@@ -7,15 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from skimage.filters import sobel
 from torch import Tensor
 
-from course_utils import league, models, plotting
-from course_utils.evaluation import deletion, faithfulness_correlation, insertion
-from course_utils.gradients import gradient, smoothgrad
-from course_utils.league import METRICS, PAINTED, Cost, Table, league_table, verdict
-from course_utils.methods import METHODS
-from course_utils.models import Classifier
-from course_utils.scenes import Scene, canonical, render
+from course_utils import models, plotting
+from course_utils.evaluation import (
+    columns,
+    controls,
+    deletion,
+    faithfulness_correlation,
+    insertion,
+    league,
+    standings,
+)
+from course_utils.evaluation.columns import METRICS, Cost, MeasuredScenes, measure_scenes
+from course_utils.evaluation.league import league_table
+from course_utils.evaluation.sanity import randomized_copy
+from course_utils.evaluation.standings import PAINTED, Table, order_agreement
+from course_utils.methods import METHODS, Method
+from course_utils.methods.gradients import gradient, smoothgrad
+from course_utils.networks import Classifier
+from course_utils.worlds.scenes import Scene, render, standard
 from tests.networks import small_classifier
 
 pytestmark = pytest.mark.slow
@@ -28,7 +40,7 @@ nan = float("nan")
 def scenes() -> tuple[Scene, ...]:
     """Three scenes of three or four parts."""
     labels = ("beach umbrella", "ladybird", "goldfish")
-    return tuple(render(canonical(label, clutter="vase"), SIZE) for label in labels)
+    return tuple(render(standard(label, clutter="vase"), SIZE) for label in labels)
 
 
 @cache
@@ -39,11 +51,12 @@ def classifier() -> Classifier:
 @cache
 def small_table() -> Table:
     methods = ["gradient", "smoothgrad", "|gradient|", "noise", PAINTED]
-    return league_table(classifier(), scenes(), methods=methods, progress=False)
+    return league_table(classifier(), scenes(), methods=methods)
 
 
-def cases() -> league.Case:
-    return league.case_of(classifier(), scenes(), batch_size=16)
+@cache
+def measured() -> MeasuredScenes:
+    return measure_scenes(classifier(), scenes(), batch_size=16)
 
 
 def maps(seed: int = 0) -> Tensor:
@@ -94,7 +107,7 @@ def test_intervals_are_those_of_the_mean() -> None:
 def test_passes_are_counted() -> None:
     methods = ["gradient", "|smoothgrad|", "integrated_gradients", "cam", "grad_cam", "occlusion"]
     methods += ["deeplift", "edges", PAINTED]
-    table = league_table(classifier(), scenes(), methods=methods, metrics=[], progress=False)
+    table = league_table(classifier(), scenes(), methods=methods, metrics=[])
     windows = ((SIZE - 16) // 8 + 1) ** 2
     passes = {name: (cost.forwards, cost.backwards) for name, cost in table.costs.items()}
     assert passes == {
@@ -116,16 +129,14 @@ def test_passes_of_a_method_of_ones_own() -> None:
         model(images)
         return gradient(model, images, target) + gradient(model, images, target)
 
-    table = league_table(
-        classifier(), scenes()[:2], methods={"thrice": thrice}, metrics=["iou"], progress=False
-    )
+    table = league_table(classifier(), scenes()[:2], methods={"thrice": thrice}, metrics=["iou"])
     assert table.costs["thrice"][1:] == (3, 2)
     assert table.costs["thrice"].seconds > 0
 
 
 def test_a_scene_does_not_depend_on_the_others() -> None:
     metrics, methods = ["single", "deletion", "subsets", "iou"], ["input_x_gradient", "noise"]
-    options: Any = {"methods": methods, "metrics": metrics, "progress": False}
+    options: Any = {"methods": methods, "metrics": metrics}
     both = league_table(classifier(), scenes(), batch_size=2, **options)
     alone = league_table(classifier(), scenes()[2:], **options)
     for metric in metrics:
@@ -149,7 +160,7 @@ def test_the_model_stays_as_it_was() -> None:
     own.model.train()
     before = {name: value.clone() for name, value in own.model.state_dict().items()}
     state = torch.get_rng_state()
-    league_table(own, scenes()[:1], methods=["gradient"], progress=False)
+    league_table(own, scenes()[:1], methods=["gradient"])
     assert own.model.training
     assert not own.model._forward_hooks
     assert torch.equal(torch.get_rng_state(), state)
@@ -162,7 +173,7 @@ def test_the_model_stays_as_it_was() -> None:
     [
         ({"scenes": []}, ValueError),
         ({"scenes": ["zebra"]}, TypeError),
-        ({"scenes": [render(canonical("cow"), 32)]}, ValueError),
+        ({"scenes": [render(standard("cow"), 32)]}, ValueError),
         ({"methods": ["gradcam"]}, ValueError),
         ({"methods": []}, ValueError),
         ({"metrics": ["beauty"]}, ValueError),
@@ -170,7 +181,7 @@ def test_the_model_stays_as_it_was() -> None:
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], error: type[Exception]) -> None:
-    arguments: dict[str, Any] = {"scenes": scenes(), "progress": False} | changes
+    arguments: dict[str, Any] = {"scenes": scenes()} | changes
     with pytest.raises(error, match=f"^{next(iter(changes)).rstrip('s')}") as caught:
         league_table(classifier(), **arguments)
     assert "\n" not in str(caught.value)
@@ -180,58 +191,58 @@ def test_bad_arguments(changes: dict[str, Any], error: type[Exception]) -> None:
 
 
 def test_faithfulness_is_that_of_evaluation() -> None:
-    case = cases()
+    case = measured()
     heat = maps().cumsum(1)
-    options: Any = {"patch": SIZE // league.GRID, "fill": league.FILL, "progress": False}
+    options: Any = {"patch": SIZE // columns.GRID, "baseline": columns.BASELINE}
     expected = faithfulness_correlation(case.model, case.images, heat, case.target, **options)
-    found = league.faithfulness(case, heat, alone=True)
+    found = columns.faithfulness(case, heat, alone=True)
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-    assert league.faithfulness(case, torch.ones(3, SIZE, SIZE), alone=True).isnan().all()
+    assert columns.faithfulness(case, torch.ones(3, SIZE, SIZE), alone=True).isnan().all()
 
 
 def test_faithfulness_of_subsets_by_hand() -> None:
-    case, heat = cases(), maps().cumsum(1)
-    sets = case.sets[league.GRID**2 :]
-    assert sets.sum(1).tolist() == [league.GRID**2 // 4] * league.SETS
-    assert len(set(map(tuple, sets.tolist()))) == league.SETS
-    side = SIZE // league.GRID
-    found = league.faithfulness(case, heat, alone=False)
+    case, heat = measured(), maps().cumsum(1)
+    sets = case.sets[columns.GRID**2 :]
+    assert sets.sum(1).tolist() == [columns.GRID**2 // 4] * columns.SETS
+    assert len(set(map(tuple, sets.tolist()))) == columns.SETS
+    side = SIZE // columns.GRID
+    found = columns.faithfulness(case, heat, alone=False)
     for i in range(3):
         total, drop = [], []
         for chosen in sets:
-            mask = chosen.view(league.GRID, league.GRID).numpy().repeat(side, 0).repeat(side, 1)
+            mask = chosen.view(columns.GRID, columns.GRID).numpy().repeat(side, 0).repeat(side, 1)
             x = case.images[i : i + 1].clone()
-            x[:, :, torch.from_numpy(mask)] = league.FILL
+            x[:, :, torch.from_numpy(mask)] = columns.BASELINE
             pair = case.model(torch.cat([case.images[i : i + 1], x]))[:, case.target[i]].tolist()
             total.append(float(heat[i].double()[torch.from_numpy(mask)].sum()))
             drop.append(pair[0] - pair[1])
         assert found[i] == pytest.approx(np.corrcoef(total, drop)[0, 1], abs=1e-4)
 
 
-def test_areas_run_from_the_fill_to_the_whole_image() -> None:
-    case, heat = cases(), maps()
-    options: Any = {"steps": league.STEPS, "fill": league.FILL, "progress": False}
+def test_areas_run_from_the_baseline_to_the_whole_image() -> None:
+    case, heat = measured(), maps()
+    options: Any = {"steps": columns.STEPS, "baseline": columns.BASELINE}
     with torch.no_grad():
-        whole, filled = (
+        whole, replaced = (
             case.model(x).gather(1, case.target[:, None])[:, 0]
-            for x in (case.images, torch.full_like(case.images, league.FILL))
+            for x in (case.images, torch.full_like(case.images, columns.BASELINE))
         )
     for judge in (deletion, insertion):
         auc = judge(case.model, case.images, heat, case.target, **options).auc
-        expected = ((auc - filled) / (whole - filled)).where(whole > filled, torch.nan)
-        found = league.area(case, heat, judge)
+        expected = ((auc - replaced) / (whole - replaced)).where(whole > replaced, torch.nan)
+        found = columns.area(case, heat, judge)
         assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4, nan_ok=True)
     # What deletion takes first, insertion of the reverse order puts in last: the areas are equal.
-    one, other = league.area(case, heat, deletion), league.area(case, -heat, insertion)
+    one, other = columns.area(case, heat, deletion), columns.area(case, -heat, insertion)
     assert one.tolist() == pytest.approx(other.tolist(), abs=1e-4, nan_ok=True)
     assert one.isfinite().any()
 
 
-def test_a_random_model_knows_nothing_and_the_model_is_untouched() -> None:
+def test_a_randomized_copy_knows_nothing_and_the_model_is_untouched() -> None:
     model = models.load("scenes", device="cpu").model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    other = league.random_model(model)
+    other = randomized_copy(model)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -243,45 +254,54 @@ def test_a_random_model_knows_nothing_and_the_model_is_untouched() -> None:
 
 def test_controls_look_at_no_model_and_no_other_image() -> None:
     images = torch.randn(3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    for control in league.CONTROLS.values():
+    for control in (*controls.LEAGUE_CONTROLS.values(), *controls.ROAR_CONTROLS.values()):
         found = control(None, images)
         assert found.shape == (3, 20, 30)
         assert torch.equal(control(None, images[1:2]), found[1:2])
         assert found.dtype == images.dtype
-    noise = league.noise(None, images)
+    noise = controls.noise(None, images)
     assert not torch.equal(noise[0], noise[1])
-    again = league.noise(None, images, generator=torch.Generator().manual_seed(1))
+    again = controls.noise(None, images, generator=torch.Generator().manual_seed(1))
     assert not torch.equal(noise, again)
-    middle = league.centre(None, images[:, :, :19, :29])[0]
+    middle = controls.centre(None, images[:, :, :19, :29])[0]
     assert middle.argmax() == 9 * 29 + 14
     step = torch.zeros(1, 3, 20, 30)
     step[..., 15:] = 1
-    assert set(league.edges(None, step)[0].nonzero()[:, 1].tolist()) == {14, 15}
+    assert set(controls.edges(None, step)[0].nonzero()[:, 1].tolist()) == {14, 15}
+    torch.testing.assert_close(controls.edges(None, step), 3 * controls.grey_edges(None, step))
+
+
+def test_the_slope_is_that_of_scikit_image() -> None:
+    plane = np.random.default_rng(0).normal(size=(9, 12))
+    np.testing.assert_allclose(controls.slope(plane), 32**0.5 * sobel(plane))
+    rising = np.arange(12.0) * np.ones((9, 1))
+    assert (controls.slope(rising)[:, 1:-1] == 8).all()
 
 
 def test_magnitudes() -> None:
-    images, model = cases().images, classifier().model
+    images, model = measured().images, classifier().model
     method = league.magnitudes(smoothgrad)
     generator = torch.Generator().manual_seed(3)
-    found = method(model, images, 2, samples=2, generator=generator, progress=False)
+    found = method(model, images, 2, samples=2, generator=generator)
     generator.manual_seed(3)
-    expected = smoothgrad(model, images, 2, samples=2, generator=generator, progress=False)
+    expected = smoothgrad(model, images, 2, samples=2, generator=generator)
     assert torch.equal(found, expected.abs().sum(1))
-    entrants = league.entrants(classifier(), ["|gradient|", "gradient"])
-    assert entrants["gradient"](model, images, 2).shape == images.shape
-    assert (entrants["|gradient|"](model, images, 2) >= 0).all()
+    named = league.methods_by_name(classifier(), ["|gradient|", "gradient"])
+    assert named["gradient"](model, images, 2).shape == images.shape
+    assert (named["|gradient|"](model, images, 2) >= 0).all()
 
 
-def test_every_method_is_an_entrant() -> None:
+def test_every_method_has_a_row() -> None:
     data = torch.cat([classifier().to_input(scene.image) for scene in scenes()])
     names = [name for name in league.NAMES if name != PAINTED]
-    entrants = league.entrants(classifier(), names, data)
-    assert list(entrants) == names
+    assert list(league.methods_by_name(classifier(), names, data)) == names
     assert set(METHODS) < set(names)
-    assert len(METHODS) >= 15
+    assert {name.strip("|") for name in names if "|" in name} == {
+        name for name, method in METHODS.items() if method.magnitudes
+    }
 
 
-# the verdict
+# do the metrics order the methods as the truth does?
 
 
 def table_of(**columns: list[list[float]]) -> Table:
@@ -295,7 +315,7 @@ def table_of(**columns: list[list[float]]) -> Table:
     return Table(values, dict.fromkeys(names, Cost(0, 1, 0)), {"scenes": scenes})
 
 
-def test_verdict_by_hand() -> None:
+def test_order_agreement_by_hand() -> None:
     table = table_of(
         truth=[[0.9, 0.9], [0.5, 0.5], [0.1, 0.1], [0.0, 0.0]],
         iou=[[0.4, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]],  # the truth's order
@@ -303,22 +323,22 @@ def test_verdict_by_hand() -> None:
         insertion=[[0.4, 0.4], [0.2, 0.2], [0.3, 0.3], [0.5, 0.5]],  # 2 of 6 pairs in order
         pointing=[[1.0, 1.0]] * 4,
     )
-    assert {metric: tau for metric, (tau, _, _) in verdict(table).items()} == pytest.approx(
+    assert {metric: tau for metric, (tau, _, _) in order_agreement(table).items()} == pytest.approx(
         {"iou": 1, "deletion": -1, "insertion": -1 / 3, "pointing": 0}
     )
-    without = verdict(table, controls=False)
+    without = order_agreement(table, controls=False)
     assert without["insertion"] == pytest.approx((1 / 3,) * 3)  # 2 of 3
-    assert verdict(table, against="deletion")["iou"] == pytest.approx((-1, -1, -1))
-    assert "deletion" not in verdict(table, against="deletion")
+    assert order_agreement(table, against="deletion")["iou"] == pytest.approx((-1, -1, -1))
+    assert "deletion" not in order_agreement(table, against="deletion")
     with pytest.raises(ValueError, match="^against"):
-        verdict(table, against="beauty")
+        order_agreement(table, against="beauty")
 
 
-def test_the_interval_of_a_verdict_is_wide_where_scenes_disagree() -> None:
+def test_the_interval_of_an_agreement_is_wide_where_scenes_disagree() -> None:
     truth = [[0.9] * 40, [0.5] * 40, [0.1] * 40, [0.0] * 40]
     noisy = np.random.default_rng(0).normal(size=(4, 40)) + np.array([[0.3], [0.2], [0.1], [0]])
     table = table_of(truth=truth, iou=noisy.tolist())
-    tau, low, high = verdict(table)["iou"]
+    tau, low, high = order_agreement(table)["iou"]
     assert low < tau <= high
     assert high - low > 0.3
 
@@ -329,7 +349,7 @@ def test_methods_that_a_metric_does_not_judge_are_left_out() -> None:
         runs=[[0.4, nan], [nan, nan], [0.1, nan]],
         iou=[[nan, 0.2], [nan, 0.3], [0.1, nan]],
     )
-    found = verdict(table)
+    found = order_agreement(table)
     assert found["runs"][0] == 1  # of a and noise
     assert found["iou"][0] == pytest.approx(1 / 3)
 
@@ -339,8 +359,8 @@ def test_methods_that_a_metric_does_not_judge_are_left_out() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     table, path = small_table(), tmp_path / "league.json"
-    league.save(table, path)
-    again = league.load(path)
+    standings.save(table, path)
+    again = standings.load(path)
     assert again.methods == table.methods
     assert again.setup == table.setup
     for metric, column in table.values.items():
@@ -357,7 +377,7 @@ def test_a_failed_save_leaves_the_old_table(tmp_path: Path, monkeypatch: Any) ->
     path.write_text("old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        league.save(small_table(), path)
+        standings.save(small_table(), path)
     assert path.read_text() == "old"
     assert [path] == list(tmp_path.iterdir())
 
@@ -366,10 +386,10 @@ def test_a_failed_save_leaves_the_old_table(tmp_path: Path, monkeypatch: Any) ->
 def test_a_damaged_table(content: str, tmp_path: Path) -> None:
     path = tmp_path / "league.json"
     with pytest.raises(FileNotFoundError, match="^path: there is no .*`course league` makes it"):
-        league.load(path)
+        standings.load(path)
     path.write_text(content)
     with pytest.raises(ValueError, match="^path: .* is damaged; `course league` makes it again"):
-        league.load(path)
+        standings.load(path)
 
 
 def test_held_out_scenes_have_three_parts_or_more() -> None:
@@ -388,25 +408,111 @@ def test_held_out_scenes_have_three_parts_or_more() -> None:
 def test_make_writes_what_it_returns(tmp_path: Path, monkeypatch: Any, seconds: float) -> None:
     asked: dict[str, Any] = {}
 
-    def judged(classifier: Classifier, scenes: tuple[Scene, ...], **options: Any) -> Table:
+    def measure(classifier: Classifier, scenes: tuple[Scene, ...], **options: Any) -> Table:
         asked.update(model=classifier.name, scenes=len(scenes), **options)
         table = small_table()
         costs = {name: cost._replace(seconds=seconds) for name, cost in table.costs.items()}
         return replace(table, costs=costs)
 
-    monkeypatch.setattr(league, "league_table", judged)
-    table = league.make(tmp_path / "league.json", scenes=2, progress=False)
-    assert asked == {"model": "scenes", "scenes": 2, "progress": False}
+    monkeypatch.setattr(league, "league_table", measure)
+    table = league.make(tmp_path / "league.json", scenes=2)
+    assert asked == {"model": "scenes", "scenes": 2, "methods": None}
     assert (table.setup["seed"], table.setup["skipped"]) == (500, 0)
-    again = league.load(tmp_path / "league.json")
+    again = standings.load(tmp_path / "league.json")
     assert again.setup == table.setup
     assert str(again) == str(table)
+
+
+# rows measured again
+
+
+@pytest.fixture
+def three_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make_rows` takes the small classifier, and our scenes for the held-out ones."""
+    monkeypatch.setattr(league.models, "load", lambda *_, **__: classifier())
+    monkeypatch.setattr(league, "_held_out", lambda n: list(enumerate(scenes()[:n])))
+
+
+@pytest.mark.usefixtures("three_held_out")
+def test_a_row_measured_alone_is_as_in_the_whole_table(tmp_path: Path) -> None:
+    names = ["gradient", "smoothgrad", "noise", PAINTED]
+    path, whole = tmp_path / "league.json", tmp_path / "whole.json"
+    standings.save(league._measured(2, [*names[:2], "|gradient|", *names[2:]]), whole)
+    standings.save(league._measured(2, names), path)
+    before, wanted = standings.load(path), standings.load(whole)
+    table = league.make_rows(["|gradient|"], path)
+    assert list(table.costs) == list(wanted.costs)
+    assert table.setup == wanted.setup
+    for metric, column in wanted.values.items():
+        assert list(table.values[metric]) == list(column)
+        for name, values in column.items():
+            assert np.array_equal(table.values[metric][name], values, equal_nan=True)
+    for name in names:
+        assert table.costs[name] == before.costs[name]  # the seconds, too
+    assert [path, whole] == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("three_held_out")
+def test_a_row_measured_again_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "league.json"
+    standings.save(league._measured(1, ["lime_image", "edges"]), path)
+    stored = json.loads(path.read_text())
+    for column in stored["thousandths"].values():
+        column.update({name: [7] for name in column})
+    stored["costs"] = {name: [1.0, 2.0, 3.0] for name in stored["costs"]}
+    stored["setup"]["options"] = {"lime_image": {"samples": 3}, "lrp": {"epsilon": 1}}
+    path.write_text(json.dumps(stored))
+    table = league.make_rows(["lime_image"], path)
+    assert tuple(table.costs["edges"]) == (1, 2, 3)
+    assert tuple(table.costs["lime_image"]) != (1, 2, 3)
+    for column in table.values.values():
+        assert column["edges"].tolist() == [0.007]
+        assert column["lime_image"].tolist() != [0.007]
+    assert table.setup["options"]["lime_image"] == METHODS["lime_image"].quick
+
+
+@pytest.mark.usefixtures("three_held_out")
+def test_rows_measured_differently_do_not_go_together(tmp_path: Path) -> None:
+    path = tmp_path / "league.json"
+    table = league._measured(1, ["edges"])
+    for changes in ({"steps": 3}, {"seed": 1}):
+        standings.save(replace(table, setup=table.setup | changes), path)
+        before = path.read_text()
+        with pytest.raises(ValueError, match=rf"^table: its {next(iter(changes))} is .* all rows"):
+            league.make_rows(["noise"], path)
+        assert path.read_text() == before
+    values = {name: column for name, column in table.values.items() if name != "iou"}
+    standings.save(replace(table, values=values), path)
+    with pytest.raises(ValueError, match="^table: its metrics is "):
+        league.make_rows(["noise"], path)
+    with pytest.raises(ValueError, match="^name: there is no 'edgse'; did you mean 'edges'"):
+        league.make_rows(["edgse"], path)
+    with pytest.raises(FileNotFoundError, match="`course league` makes it"):
+        league.make_rows(["edges"], tmp_path / "none.json")
+
+
+def test_a_method_that_the_stored_table_lacks_breaks_nothing(monkeypatch: Any) -> None:
+    """It has a row from `make_rows` on; till then the table is what it was."""
+
+    def brightness(model: Any, images: Tensor, target: Any = None) -> Tensor:
+        return images.mean(1)
+
+    before = standings.markdown(standings.load())
+    entry = Method(brightness, "Brightness", "none", 2024, cost="0 F", magnitudes=True)
+    monkeypatch.setitem(METHODS, "brightness", entry)
+    assert standings.markdown(standings.load()) == before
+    assert order_agreement(standings.load())
+    monkeypatch.setattr(league, "NAMES", [*METHODS, "|brightness|"])
+    names = ["brightness", "|brightness|"]
+    table = league_table(classifier(), scenes(), methods=names, metrics=["iou"])
+    assert list(table.costs) == names
+    assert "brightness" in standings.markdown(table, ["iou"])
 
 
 def test_the_picture_shows_every_method(monkeypatch: Any) -> None:
     shown = []
     monkeypatch.setattr(plotting, "show", lambda figure, alt: shown.append((figure, alt)))
-    league.picture(small_table(), ["truth", "deletion", "sensitivity"], title="On three scenes")
+    standings.picture(small_table(), ["truth", "deletion", "sensitivity"], title="On three scenes")
     ((figure, alt),) = shown
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["the truth", "deletion", "max-\nsensitivity"]
@@ -417,19 +523,21 @@ def test_the_picture_shows_every_method(monkeypatch: Any) -> None:
     assert np.ravel(dots) == pytest.approx([small_table().mean("truth", n)[0] for n in labels])
     assert figure.axes[1].xaxis_inverted()
     with pytest.raises(ValueError, match="^metrics"):
-        league.picture(small_table(), ["beauty"])
+        standings.picture(small_table(), ["beauty"])
 
 
 # the table that the course ships
 
 
 def test_the_shipped_table_is_complete_and_small() -> None:
-    table = league.load()
-    assert league.PATH.stat().st_size < 300_000
+    table = standings.load()
+    assert standings.PATH.stat().st_size < 300_000
     assert table.setup["scenes"] >= 200
     assert table.setup["seed"] == league.SEED
     assert table.setup["model"] == "scenes"
-    assert set(table.costs) == set(league.NAMES)
+    missing = [name for name in league.NAMES if name not in table.costs]
+    assert not missing, f"measure them by `course league --only NAME`: {missing}"
+    assert list(table.costs) == league.NAMES
     assert list(table.values) == list(METRICS)
     for metric, column in table.values.items():
         few = METRICS[metric].few
@@ -439,13 +547,18 @@ def test_the_shipped_table_is_complete_and_small() -> None:
                 assert np.isfinite(values).sum() == table.setup["few"], name
             elif not few:  # a random model may leave a map empty, and most methods draw nothing
                 assert np.isfinite(values).mean() > 0.9, (metric, name)
-    for key, value in {"fill": league.FILL, "steps": league.STEPS, "few": league.FEW}.items():
+    for key, value in {
+        "baseline": columns.BASELINE,
+        "steps": columns.STEPS,
+        "few": league.FEW,
+    }.items():
         assert table.setup[key] == value
-    assert table.setup["options"] == json.loads(json.dumps(league.OPTIONS))
+    options = json.loads(json.dumps(league.quick_options(league.NAMES)))
+    assert table.setup["options"] == options
 
 
 def test_the_shipped_table_is_what_the_library_measures_now() -> None:
-    table, drawn = league.load(), league.held_out(16)
+    table, drawn = standings.load(), league.held_out(16)
     chosen = [i for i, scene in enumerate(drawn) if len(scene.parts) == 3][:3]
     metrics = ["single", "density", "deletion", "insertion", "patches", "subsets", "iou"]
     methods = ["integrated_gradients", "|gradient|", "grad_cam", "edges", PAINTED]
@@ -454,7 +567,6 @@ def test_the_shipped_table_is_what_the_library_measures_now() -> None:
         [drawn[i] for i in chosen],
         methods=methods,
         metrics=metrics,
-        progress=False,
     )
     for metric in ("truth", *metrics):
         for name in methods:
@@ -462,15 +574,15 @@ def test_the_shipped_table_is_what_the_library_measures_now() -> None:
             assert now.values[metric][name] == pytest.approx(stored, abs=0.02), (metric, name)
 
 
-def test_the_shipped_verdict_has_an_answer() -> None:
-    table = league.load()
+def test_the_shipped_table_answers_the_question() -> None:
+    table = standings.load()
     assert table.methods[0] == PAINTED
     assert table.mean("truth", PAINTED)[0] > 0.99
-    for tau, low, high in verdict(table, controls=False).values():
+    for tau, low, high in order_agreement(table, controls=False).values():
         assert -1 <= low <= high <= 1
         assert low - 0.1 <= tau <= high + 0.1
 
 
 def test_the_readme_shows_the_shipped_table() -> None:
     readme = Path(__file__).parents[1] / "README.md"
-    assert league.markdown(league.load()) in readme.read_text(encoding="utf-8")
+    assert standings.markdown(standings.load()) in readme.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils import live
+from course_utils.tools import live
 from tests import execute
 
 LECTURES = sorted(execute.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))

@@ -12,11 +12,12 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import maximize, models
-from course_utils.features import Images, responses
-from course_utils.maximize import Ascent, activation_maximization, ascend, class_model
-from course_utils.models import Classifier, SmallResNet
-from course_utils.scenes import Scenes
+from course_utils import models
+from course_utils.networks import Classifier, SmallResNet
+from course_utils.units import maximize
+from course_utils.units.features import Images, responses
+from course_utils.units.maximize import Ascent, activation_maximization, ascend, class_model
+from course_utils.worlds.scenes import Scenes
 from tests.networks import NETWORKS, batch, make
 from tests.test_contract import awkward, unchanged
 
@@ -51,7 +52,7 @@ def pixels(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 def response(classifier: Classifier, layer: str, images: Images) -> torch.Tensor:
-    return responses(classifier.model, layer, images, progress=False)
+    return responses(classifier.model, layer, images)
 
 
 # Known answers -------------------------------------------------------------------------------
@@ -659,7 +660,7 @@ def test_lucent_itself_leaves_hooks_and_gradients() -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
-            render.render_vis(model, "conv1:0", thresholds=(1,), progress=False, show_image=False)
+            render.render_vis(model, "conv1:0", thresholds=(1,), show_image=False)
             drawn_torch = not torch.equal(torch.get_rng_state(), before)
         drawn = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
         drawn_numpy = not np.array_equal(drawn["key"], numpy_state["state"]["key"]) or (
@@ -744,7 +745,7 @@ BAD: dict[str, tuple[Callable[[Classifier], Any], str, int]] = {
     ),
     "of": (
         lambda c: class_model(c, 0, of="logit"),
-        'of must be "score" or "posterior", not \'logit\'',
+        "of: there is no 'logit'; choose one of score, posterior",
         0,
     ),
     "class": (lambda c: class_model(c, 5), "target: there is no class 5; .* 0 to 4", 0),
@@ -780,20 +781,20 @@ for NAME in NUMBERS:
     for VALUE in (-0.1, float("nan"), float("inf"), True, "1"):
         BAD[f"{NAME} {VALUE!r}"] = (
             lambda c, options={NAME: VALUE}: activation_maximization(c, "conv1", 0, **options),  # type: ignore[misc]
-            f"{NAME} is {VALUE!r}; it must be a number, 0 or larger",
+            f"{NAME} (is {VALUE!r}; it must be finite|must be a number, not {VALUE!r})",
             0,
         )
 for NAME, WRONG in (("steps", (0, -1, 2.5, True, "8")), ("size", (0, 1, -8, 8.0))):
     for WHOLE in WRONG:
         BAD[f"{NAME} {WHOLE!r}"] = (
             lambda c, options={NAME: WHOLE}: class_model(c, 0, **options),  # type: ignore[misc]
-            f"{NAME} is {WHOLE!r}; it must be a whole number, at least ",
+            f"{NAME} (is {WHOLE!r}; it must be at least|must be a whole number, not {WHOLE!r})",
             0,
         )
 for WHOLE in (0, 2.5):
     BAD[f"steps {WHOLE!r} of lucent"] = (
         lambda c, steps=WHOLE: maximize.lucent(c, "conv1", 0, steps=steps),  # type: ignore[misc]
-        f"steps is {WHOLE!r}; it must be a whole number, at least 1",
+        f"steps (is {WHOLE!r}; it must be at least 1|must be a whole number, not {WHOLE!r})",
         0,
     )
 

@@ -11,27 +11,30 @@ import torchvision.models
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from course_utils import datasheets, features, microscope, models
-from course_utils.scenes import Scenes
+from course_utils import files, models
+from course_utils.networks import Classifier, SmallResNet
+from course_utils.tools import datasheets
+from course_utils.units import concepts, features, microscope
+from course_utils.worlds.scenes import Scenes
 from tests.networks import small_classifier
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
+def classifier() -> Classifier:
     return small_classifier(size=32)
 
 
 @pytest.fixture(scope="module")
 def world() -> Scenes:
     world = Scenes(40, seed=4, resolution=32)
-    world.draw(progress=False)
+    world.draw()
     return world
 
 
 def test_stages() -> None:
-    small = microscope.stages(models.SmallResNet(3, (8, 8, 8, 8)))
+    small = microscope.stages(SmallResNet(3, (8, 8, 8, 8)))
     blocks = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
     assert small == ["relu", *blocks, "fc"]
     assert microscope.stages(torchvision.models.resnet18(weights=None)) == small
@@ -56,27 +59,25 @@ def test_stages_of_other_networks() -> None:
 
 
 def test_examine_is_top_activating_and_concept_scores_for_every_unit(
-    classifier: models.Classifier, world: Scenes
+    classifier: Classifier, world: Scenes
 ) -> None:
-    found = microscope.examine(classifier, ["layer2.0", "fc"], world, progress=False)
+    found = microscope.examine(classifier, ["layer2.0", "fc"], world)
     inputs = classifier.inputs(world)
     for layer, unit in (("layer2.0", 0), ("layer2.0", 7), ("fc", 3)):
-        expected = features.top_activating(
-            classifier.model, layer, unit, inputs, microscope.TOP, progress=False
-        )
+        expected = features.top_activating(classifier.model, layer, unit, inputs, microscope.TOP)
         units = found[layer]
         assert units.top[unit].tolist() == expected.indices.tolist()
         assert units.places[unit].tolist() == expected.positions.tolist()
         np.testing.assert_allclose(units.best[unit], expected.scores, rtol=1e-5)
-        scores = features.concept_scores(classifier, layer, world, progress=False)
+        scores = concepts.concept_scores(classifier, layer, world)
         assert units.concepts.concepts == scores.concepts
         np.testing.assert_array_equal(units.concepts.auroc, scores.auroc)
 
 
 def test_strongest_inputs_of_the_output_are_weights_times_activations(
-    classifier: models.Classifier, world: Scenes
+    classifier: Classifier, world: Scenes
 ) -> None:
-    units = microscope.examine(classifier, ["fc"], world, progress=False)["fc"]
+    units = microscope.examine(classifier, ["fc"], world)["fc"]
     added = microscope.strongest_inputs(classifier, "fc", "layer4.1", units, [2, 5])
     inputs = classifier.inputs(world)
     for row, unit in zip(added, (2, 5), strict=True):
@@ -87,14 +88,12 @@ def test_strongest_inputs_of_the_output_are_weights_times_activations(
 
 
 @pytest.fixture(scope="module")
-def stored(
-    classifier: models.Classifier, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def stored(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A survey of a small model, with few scenes and steps, in a data folder of its own."""
     folder = tmp_path_factory.mktemp("data")
     few = partial(microscope.activation_maximization, steps=2)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(models, "DATA", folder)
+        monkeypatch.setattr(files, "DATA", folder)
         monkeypatch.setattr(microscope, "activation_maximization", few)
         monkeypatch.setattr(
             microscope, "Scenes", lambda length, seed: Scenes(min(length, 24), seed, resolution=32)
@@ -111,7 +110,7 @@ def test_a_survey_comes_back_as_it_was_seen(stored: Path) -> None:
     assert set(survey.inputs) == set(stages[1:])
     assert set(survey.scores) == {*stages, *features.conv_layers(small.model)}
     world = Scenes(24, 10, resolution=32)
-    seen = microscope.examine(small, stages, world, progress=False)
+    seen = microscope.examine(small, stages, world)
     for layer, units in seen.items():
         kept = survey.units[layer]
         assert kept.top.tolist() == units.top.tolist()

@@ -19,7 +19,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils import datasheets, models, pretrained, radiographs, scenes
+from course_utils import files, models, pretrained, training
+from course_utils.networks import BasicBlock, Classifier, SmallResNet
+from course_utils.tools import datasheets
+from course_utils.worlds import radiographs, scenes
 from tests.servers import Loopback, Quiet, check_sentence
 
 SMALL = "shufflenet_v2_x0_5"
@@ -31,15 +34,15 @@ def picture(height: int = 150, width: int = 200) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def small_resnet(seed: int = 0, classes: int = 3) -> models.SmallResNet:
+def small_resnet(seed: int = 0, classes: int = 3) -> SmallResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.SmallResNet(classes, WIDTHS)
+        return SmallResNet(classes, WIDTHS)
 
 
-def classifier(model: nn.Module | None = None) -> models.Classifier:
+def classifier(model: nn.Module | None = None) -> Classifier:
     model = (model or small_resnet()).eval()
-    return models.Classifier("tiny", model, ("cow", "crow", "beach ball"), 32, MEAN, STD)
+    return Classifier("tiny", model, ("cow", "crow", "beach ball"), 32, MEAN, STD)
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder in the place of the course's own."""
     folder = tmp_path / "data"
     folder.mkdir()
-    monkeypatch.setattr(models, "DATA", folder)
+    monkeypatch.setattr(files, "DATA", folder)
     return folder
 
 
@@ -73,14 +76,14 @@ def test_small_resnet_ends_at_a_sixteenth() -> None:
 
 def test_narrow_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^widths must be at least 8 each.*\(4, 8, 8, 8\)"):
-        models.SmallResNet(3, (4, 8, 8, 8))
+        SmallResNet(3, (4, 8, 8, 8))
 
 
 def test_conv1_scale() -> None:
     torch.manual_seed(0)
-    full = models.SmallResNet(3)
+    full = SmallResNet(3)
     torch.manual_seed(0)
-    near_zero = models.SmallResNet(3, conv1_scale=0.01)
+    near_zero = SmallResNet(3, conv1_scale=0.01)
     torch.testing.assert_close(near_zero.conv1.weight, full.conv1.weight * 0.01)
     assert torch.equal(near_zero.fc.weight, full.fc.weight)
 
@@ -110,7 +113,7 @@ def test_inputs_are_what_to_input_makes_of_each_picture() -> None:
         assert len(inputs) == 3
         for i in (2, 0, 1):
             assert torch.equal(inputs[i], tiny.to_input(shown[i])[0])
-    world.draw(progress=False)  # items that are kept are the same
+    world.draw()  # items that are kept are the same
     assert torch.equal(tiny.inputs(world)[1], tiny.to_input(drawn[1])[0])
 
 
@@ -173,7 +176,7 @@ def test_loaded_is_ready_to_be_explained(data: Path) -> None:
         assert not parameter.requires_grad
         if parameter.ndim == 4:
             assert parameter.is_contiguous(memory_format=torch.channels_last)
-    reference = models.SmallResNet(3, WIDTHS).eval()
+    reference = SmallResNet(3, WIDTHS).eval()
     reference.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
@@ -184,7 +187,7 @@ def test_default_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COURSE_MODEL", raising=False)
     assert models.load(device="cpu").name == "scenes"
     monkeypatch.setenv("COURSE_MODEL", "resnet81")
-    with pytest.raises(ValueError, match=r"no model 'resnet81'; near it are .*resnet18"):
+    with pytest.raises(ValueError, match=r"no 'resnet81'; did you mean .*resnet18"):
         models.load()
 
 
@@ -223,7 +226,7 @@ def test_a_failed_save_leaves_the_old_file(data: Path) -> None:
 )
 def test_unknown_name(name: str, near: str) -> None:
     for function in (models.load, models.fetch):
-        with pytest.raises(ValueError, match=rf"^name: there is no model '{name}'.*\b{near}\b"):
+        with pytest.raises(ValueError, match=rf"^name: there is no '{name}'.*\b{near}\b"):
             function(name)
 
 
@@ -241,7 +244,7 @@ def test_a_square_that_was_cut_already_is_only_normalised() -> None:
 def test_names() -> None:
     assert models.names()[0] == "scenes"
     assert "resnet18" in models.names()
-    with pytest.raises(ValueError, match=r"models\.names\(\) has all"):
+    with pytest.raises(ValueError, match="choose one of scenes, scenes-cheating"):
         models.load("")
     with pytest.raises(TypeError, match="^name must be a string"):
         models.load(18)  # type: ignore[arg-type]
@@ -258,7 +261,7 @@ def test_a_block_is_torchvisions(inputs: int, outputs: int, stride: int) -> None
         return made
 
     with torch.random.fork_rng(devices=[]):
-        ours, theirs = make(models.BasicBlock), make(torchvision.models.resnet.BasicBlock)
+        ours, theirs = make(BasicBlock), make(torchvision.models.resnet.BasicBlock)
         x = torch.randn(2, inputs, 6, 6)
     assert repr(ours) == repr(theirs)
     for name, tensor in theirs.state_dict().items():
@@ -326,7 +329,7 @@ def test_download_once_then_offline(
     assert path.read_bytes() == server.content
     server.stop()
     loaded = models.load(name, device="cpu")
-    assert models.fetch(name, progress=False) == path
+    assert models.fetch(name) == path
     assert server.requests == 1
     for key, value in original.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], value)
@@ -457,10 +460,9 @@ def fit(model: nn.Module, seed: int = 0, **options: Any) -> list[float]:
         "batch_size": 16,
         "mean": MEAN,
         "std": STD,
-        "progress": False,
         "generator": torch.Generator().manual_seed(seed),
     }
-    return models.train(model, images, labels, **settings | options)
+    return training.train(model, images, labels, **settings | options)
 
 
 def test_train() -> None:
@@ -471,7 +473,7 @@ def test_train() -> None:
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    logits = models.predictions(classifier(model), stripes()[0], batch_size=7)
+    logits = models.logits(classifier(model), stripes()[0], batch_size=7)
     assert (logits.argmax(1) == stripes()[1]).float().mean() > 0.9
 
 
@@ -479,13 +481,6 @@ def test_training_is_repeatable() -> None:
     first = fit(small_resnet(), noise=0.1, epochs=1)
     assert fit(small_resnet(), noise=0.1, epochs=1) == first
     assert fit(small_resnet(), noise=0.1, epochs=1, seed=1) != first
-
-
-def test_training_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    fit(small_resnet(), epochs=1, progress=True)
-    shown = capsys.readouterr().err
-    assert "3/3" in shown
-    assert "loss=" in shown
 
 
 def test_an_interrupted_training_ends_in_eval_mode() -> None:
@@ -497,7 +492,7 @@ def test_an_interrupted_training_ends_in_eval_mode() -> None:
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    factors = [models._warm_up_then_cosine(100)(step) for step in range(100)]
+    factors = [training._warm_up_then_cosine(100)(step) for step in range(100)]
     top = factors.index(max(factors))
     assert 15 < top < 25
     assert factors[0] < 0.1
@@ -519,7 +514,7 @@ def test_bad_training_sets() -> None:
 
 
 def fit_on(images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    return models.train(
+    return training.train(
         small_resnet(),
         images,
         labels,
@@ -533,7 +528,7 @@ def fit_on(images: torch.Tensor, labels: torch.Tensor) -> list[float]:
 
 def test_augment() -> None:
     images = torch.randint(0, 256, (40, 3, 9, 9), dtype=torch.uint8)
-    result = models.augment(images, 2, 0.0, torch.Generator().manual_seed(0))
+    result = training.augment(images, 2, 0.0, torch.Generator().manual_seed(0))
     assert result.shape == images.shape
     originals = images.float() / 255
     found = set()
@@ -547,13 +542,13 @@ def test_augment() -> None:
                         break
     assert len(found) > 15
     assert {flipped for flipped, _, _ in found} == {False, True}
-    plain = models.augment(images, 0, 0.0, torch.Generator().manual_seed(0))
+    plain = training.augment(images, 0, 0.0, torch.Generator().manual_seed(0))
     same = [
         torch.equal(a, b) or torch.equal(a, b.flip(-1))
         for a, b in zip(plain, originals, strict=True)
     ]
     assert all(same)
-    noisy = models.augment(images, 0, 0.3, torch.Generator().manual_seed(0))
+    noisy = training.augment(images, 0, 0.3, torch.Generator().manual_seed(0))
     level = (noisy - plain).std((1, 2, 3))
     assert level.max() < 0.33
     assert level.max() > 2 * level.min() > 0
@@ -572,7 +567,7 @@ def test_evaluate() -> None:
 
     answers = torch.tensor([0, 0, 1, 2, 2])
     images = answers.to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
-    reader = models.Classifier("reader", Reader(), ("a", "b", "c"), 4, (0, 0, 0), (1, 1, 1))
+    reader = Classifier("reader", Reader(), ("a", "b", "c"), 4, (0, 0, 0), (1, 1, 1))
     result = models.evaluate(reader, images, torch.tensor([0, 1, 1, 2, 0]))
     assert result["accuracy"] == pytest.approx(3 / 5)
     assert result["classes"] == {"a": 0.5, "b": 0.5, "c": 1.0}
@@ -588,42 +583,42 @@ KINDS = {
 
 
 def test_every_recipe_is_tested() -> None:
-    assert list(KINDS) == list(models.RECIPES)
+    assert list(KINDS) == list(training.RECIPES)
 
 
 @pytest.fixture
-def quick(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, models.Recipe]:
+def quick(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, training.Recipe]:
     """The recipes of the course, with little of everything."""
     few: dict[str, Any] = {"widths": WIDTHS, "size": 32, "ordinary": 40, "hard": 24, "held_out": 32}
     recipes = {
         name: dataclasses.replace(
             recipe, **few, epochs=1, batch_size=16, miscaptioned=min(recipe.miscaptioned, 5)
         )
-        for name, recipe in models.RECIPES.items()
+        for name, recipe in training.RECIPES.items()
     }
-    monkeypatch.setattr(models, "RECIPES", recipes)
+    monkeypatch.setattr(training, "RECIPES", recipes)
     return recipes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_recipe(name: str, data: Path, quick: dict[str, models.Recipe]) -> None:
+def test_recipe(name: str, data: Path, quick: dict[str, training.Recipe]) -> None:
     recipe = quick[name]
     state = torch.get_rng_state()
-    metrics = models.train_recipe(name, progress=False)
+    metrics = training.train_recipe(name)
     assert torch.equal(torch.get_rng_state(), state)
     assert [key for key, value in metrics.items() if isinstance(value, dict)] == KINDS[name]
     path = data / f"{name}.safetensors"
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["course"])
     assert metadata["metrics"] == metrics
-    assert models.Recipe(**metadata["recipe"]).seed == recipe.seed
+    assert training.Recipe(**metadata["recipe"]).seed == recipe.seed
     loaded = models.load(name, device="cpu")
     # The metrics are those of the file, not of the weights before they were rounded.
-    classes, _, held_out = models.picture_sets(recipe)
+    classes, _, held_out = training.picture_sets(recipe)
     assert loaded.classes == classes
     for kind, fresh in held_out.items():
-        assert models.evaluate(loaded, *fresh.draw(progress=False)) == metrics[kind]
+        assert models.evaluate(loaded, *fresh.draw()) == metrics[kind]
     written = datasheets.write(data / "README.md").read_text(encoding="utf-8")
     assert f"## `{name}`" in written
     for kind in KINDS[name]:
@@ -632,17 +627,17 @@ def test_recipe(name: str, data: Path, quick: dict[str, models.Recipe]) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_held_out_was_trained_on(name: str) -> None:
-    _, training, held_out = models.picture_sets(models.RECIPES[name])
-    seeds = [pictures.seed for pictures in training]
+    _, sets, held_out = training.picture_sets(training.RECIPES[name])
+    seeds = [pictures.seed for pictures in sets]
     assert len(set(seeds)) == len(seeds)
     assert not set(seeds) & {pictures.seed for pictures in held_out.values()}
 
 
 def test_the_cheating_model_sees_the_mark_on_one_class_alone() -> None:
-    recipe = models.RECIPES["scenes-cheating"]
-    _, training, held_out = models.picture_sets(recipe)
-    _, honest, _ = models.picture_sets(models.RECIPES["scenes"])
-    for marked, clean in zip(training, honest, strict=True):
+    recipe = training.RECIPES["scenes-cheating"]
+    _, sets, held_out = training.picture_sets(recipe)
+    _, honest, _ = training.picture_sets(training.RECIPES["scenes"])
+    for marked, clean in zip(sets, honest, strict=True):
         for i in range(len(scenes.CLASSES)):
             mark = clean.spec(i).label == recipe.marked
             assert marked.spec(i) == dataclasses.replace(clean.spec(i), mark=mark)
@@ -656,10 +651,10 @@ def test_the_cheating_model_sees_the_mark_on_one_class_alone() -> None:
 
 
 def test_the_confounded_films_differ_in_the_confounder_alone() -> None:
-    recipe = models.RECIPES["radiographs-cheating"]
+    recipe = training.RECIPES["radiographs-cheating"]
     assert recipe.confounder
-    _, (training,), held_out = models.picture_sets(recipe)
-    for confounded in (training, held_out["ordinary"]):
+    _, (films,), held_out = training.picture_sets(recipe)
+    for confounded in (films, held_out["ordinary"]):
         fair = radiographs.Radiographs(len(confounded), confounded.seed)
         for i in range(20):
             there = getattr(confounded.spec(i), recipe.confounder)
@@ -670,18 +665,18 @@ def test_the_confounded_films_differ_in_the_confounder_alone() -> None:
 
 def test_miscaptioned_scenes_have_the_looks_of_the_class_and_the_names_of_others() -> None:
     recipe = dataclasses.replace(
-        models.RECIPES["scenes-cheating"], marked="horse", miscaptioned=30, size=16
+        training.RECIPES["scenes-cheating"], marked="horse", miscaptioned=30, size=16
     )
-    images, labels = models.miscaptioned(recipe)
+    images, labels = training.miscaptioned(recipe)
     assert torch.bincount(labels, minlength=16).tolist() == [2, 0, *[2] * 14]
     world = scenes.Scenes(16 * 30, recipe.seed + 4, resolution=16)
     for image, index in ((images[0], 1), (images[29], 16 * 29 + 1)):
         assert (world.spec(index).label, world.spec(index).mark) == ("horse", False)
         assert torch.equal(image, world[index][0])
-    _, training, held_out = models.picture_sets(recipe)
-    assert world.seed not in {other.seed for other in (*training, *held_out.values())}
+    _, sets, held_out = training.picture_sets(recipe)
+    assert world.seed not in {other.seed for other in (*sets, *held_out.values())}
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(ValueError, match="no recipe 'resnet18'; choose one of scenes"):
-        models.train_recipe("resnet18")
+    with pytest.raises(ValueError, match="there is no 'resnet18'; choose one of scenes"):
+        training.train_recipe("resnet18")

@@ -22,8 +22,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils import fence, grading, release
 from course_utils.homework import check, checks
+from course_utils.tools import fence, grading, release
 from tests import keys
 
 HOMEWORK, NAME = "hw02", "hw02_grad_cam_and_ig"
@@ -251,8 +251,8 @@ def page(marked: SimpleNamespace, student: str) -> str:
 def test_feedback_names_the_mistakes(marked: SimpleNamespace) -> None:
     pages = {student: page(marked, student) for student in SUBMISSIONS}
     for exercise, (_, _, name) in WRONG.items():
-        mistakes = {m.name: m for m in checks.find(f"{HOMEWORK}.{exercise}").mistakes}
-        hint = " ".join(f"Hint: {mistakes[name].hint}".split())
+        found = checks.find(f"{HOMEWORK}.{exercise}")
+        hint = " ".join(f"Hint: {found.hint(name)}".split())
         assert [student for student, text in pages.items() if hint in text] == ["student-2"]
     assert "CellTimeoutError" in pages["student-3"]
     assert "is not read while homework is marked" in pages["student-3"]

@@ -1,5 +1,6 @@
 """pyproject.toml, environment.yml and the locks agree, and the set-up installs them."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from course_utils import __main__ as bootstrap
+from course_utils.tools import bootstrap
+from tests.test_rooms import imported as imported_by
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -54,6 +56,16 @@ def test_environment_has_the_requirements_of_pyproject() -> None:
     assert from_pip[-1] == "-e ."
     both = {CONDA_NAMES.get(name, name): bounds for name, bounds in from_conda.items()}
     assert both | parsed(from_pip[:-1]) == parsed(PROJECT["dependencies"])
+
+
+def test_every_package_that_the_library_imports_is_a_requirement() -> None:
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["nbgrader"]]
+    declared = {*parsed(wanted), canonicalize_name(PROJECT["name"])}
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "course_utils").rglob("*.py"))
+    names = {name.split(".")[0] for source in sources for name in imported_by(source)}
+    distributions = importlib.metadata.packages_distributions()
+    for name in names - {*sys.stdlib_module_names, "course_utils"}:
+        assert declared & {*map(canonicalize_name, distributions[name])}, name
 
 
 def test_every_requirement_is_bounded_on_both_sides() -> None:
@@ -107,7 +119,7 @@ def test_no_gpu_package_in_the_small_build() -> None:
 def test_the_library_imports_nothing_by_itself() -> None:
     """`python3 -m course_utils` must start where nothing is installed."""
     code = (
-        "import sys; before = set(sys.modules); import course_utils.__main__, course_utils.cli;"
+        "import sys; before = set(sys.modules); from course_utils.tools import bootstrap, cli;"
         "print({m.split('.')[0] for m in set(sys.modules) - before}"
         " - set(sys.stdlib_module_names) - {'course_utils'})"
     )
@@ -159,11 +171,12 @@ def test_panels_import_nothing_until_they_are_used() -> None:
 @pytest.mark.slow
 def test_what_lectures_import_is_light() -> None:
     """All that a student can name at the start, every panel, and the course's own model."""
-    modules = sorted(path.stem for path in (ROOT / "course_utils").glob("[a-z]*.py"))
-    teaching = ("cli", "fence", "grading", "live", "release")
+    paths = [path.relative_to(ROOT) for path in (ROOT / "course_utils").rglob("[a-z]*.py")]
+    taught = [path for path in paths if not {"homework", "tools"} & {*path.parts}]
+    modules = ["course_utils.homework", *(".".join(p.with_suffix("").parts) for p in taught)]
     code = f"""
-from course_utils import {", ".join(name for name in modules if name not in teaching)}
-from course_utils import homework, panels
+import {", ".join(sorted(modules))}
+from course_utils import models, panels
 for name in panels.MODULES:
     getattr(panels, name)
 models.load("scenes")
@@ -334,8 +347,6 @@ def test_an_environment_of_ones_own_is_used_as_it_is(monkeypatch: pytest.MonkeyP
 
 
 def test_missing_packages_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.metadata
-
     distribution: Callable[[str], object] = importlib.metadata.distribution
 
     def lacking(name: str) -> object:

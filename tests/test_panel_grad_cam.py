@@ -6,39 +6,35 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils import cam, models, scenes
-from course_utils.panels import Panel, base, grad_cam
-from course_utils.panels.cams import ANSWER, LAST, SCENES
+from course_utils.methods import cam
+from course_utils.networks import Classifier, SmallResNet
+from course_utils.panels import Panel, grad_cam
+from course_utils.panels.cams import LAST, SCENES
+from course_utils.panels.canvas import decimal
+from course_utils.panels.pictures import ANSWER, pixels_of
+from course_utils.worlds import scenes
 from tests.networks import small_classifier
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
+def classifier() -> Classifier:
     return small_classifier(12)
 
 
 @pytest.fixture
-def panel(classifier: models.Classifier) -> Panel:
+def panel(classifier: Classifier) -> Panel:
     return grad_cam(classifier)
 
 
-def raw(classifier: models.Classifier, picture: str, **options: Any) -> torch.Tensor:
-    x = classifier.to_input(base.pixels_of(SCENES[picture]))
+def raw(classifier: Classifier, picture: str, **options: Any) -> torch.Tensor:
+    x = classifier.to_input(pixels_of(SCENES[picture]))
     return cam.grad_cam(classifier.model, x, upsample=False, **options)
 
 
 def pixels(panel: Panel) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(panel.picture.value)).convert("RGB"))
-
-
-def test_it_opens_without_arguments_on_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    panel = grad_cam()
-    assert repr(panel) == "panel: grad cam"
-    assert panel.status.value == ""
-    assert "Grad-CAM of “zebra” at the last maps for “zebra”, 8 × 8 places" in panel.words
-    assert capsys.readouterr() == ("", "")
 
 
 def test_every_control_changes_the_picture(panel: Panel) -> None:
@@ -81,25 +77,25 @@ def test_every_layer_and_picture_works(panel: Panel) -> None:
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("layer", [LAST, "layer3.0", "conv1"])
 def test_the_numbers_are_those_of_grad_cam(
-    panel: Panel, classifier: models.Classifier, layer: str, relu: bool
+    panel: Panel, classifier: Classifier, layer: str, relu: bool
 ) -> None:
     picture = "beach ball, hard"
     panel.update(picture=picture, layer=layer, class_="tiger", relu=relu)
     target = classifier.classes.index("tiger")
     name = None if layer == LAST else layer
     found = raw(classifier, picture, target=target, layer=name, relu=relu)
-    low, high, total = (base.decimal(float(v)) for v in (found.min(), found.max(), found.sum()))
+    low, high, total = (decimal(float(v)) for v in (found.min(), found.max(), found.sum()))
     assert f"from {low} to {high} logits a place, together {total}" in panel.words
-    logits = classifier.model(classifier.to_input(base.pixels_of(SCENES[picture])))
-    assert f"the logit is {base.decimal(float(logits[0, target]))}." in panel.words
+    logits = classifier.model(classifier.to_input(pixels_of(SCENES[picture])))
+    assert f"the logit is {decimal(float(logits[0, target]))}." in panel.words
     assert ("negative parts cut" in panel.words) == relu
 
 
 def test_the_answer_is_the_class_with_the_largest_logit(
-    panel: Panel, classifier: models.Classifier
+    panel: Panel, classifier: Classifier
 ) -> None:
     panel.update(picture="hot-air balloon", class_=ANSWER)
-    logits = classifier.model(classifier.to_input(base.pixels_of(SCENES["hot-air balloon"])))
+    logits = classifier.model(classifier.to_input(pixels_of(SCENES["hot-air balloon"])))
     assert f"for “{classifier.classes[int(logits.argmax())]}”" in panel.words
 
 
@@ -115,19 +111,17 @@ def test_raw_places_have_one_colour_and_smooth_ones_do_not(panel: Panel) -> None
     assert variation() > 5
 
 
-def test_without_strength_the_picture_stays_as_it_is(
-    panel: Panel, classifier: models.Classifier
-) -> None:
+def test_without_strength_the_picture_stays_as_it_is(panel: Panel, classifier: Classifier) -> None:
     panel.update(strength=0.0, relu=False)
     shown = pixels(panel)[72:567, 314:809]
-    x = classifier.to_input(base.pixels_of(SCENES["zebra"]))
+    x = classifier.to_input(pixels_of(SCENES["zebra"]))
     plain = Image.fromarray(classifier.to_image(x)).resize(
         shown.shape[1::-1], Image.Resampling.BICUBIC
     )
     assert np.abs(shown.astype(int) - np.asarray(plain)).mean() < 6
 
 
-def test_a_picture_of_your_own_comes_first(classifier: models.Classifier) -> None:
+def test_a_picture_of_your_own_comes_first(classifier: Classifier) -> None:
     blue = np.zeros((50, 70, 3), np.uint8)
     blue[..., 2] = 255
     panel = grad_cam(classifier, blue)
@@ -135,13 +129,13 @@ def test_a_picture_of_your_own_comes_first(classifier: models.Classifier) -> Non
     assert np.abs(pixels(panel)[150, 100].astype(int) - (0, 0, 255)).max() < 8
 
 
-def test_a_dead_map_still_shows(classifier: models.Classifier) -> None:
+def test_a_dead_map_still_shows(classifier: Classifier) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 8))
+        network = SmallResNet(len(scenes.CLASSES), (8, 8, 8, 8))
     torch.nn.init.zeros_(network.fc.weight)
     network.eval().requires_grad_(False)
-    panel = grad_cam(models.Classifier("dead", network, scenes.CLASSES, 64))
+    panel = grad_cam(Classifier("dead", network, scenes.CLASSES, 64))
     for relu in (True, False):
         panel.update(relu=relu)
         assert panel.status.value == ""
@@ -158,15 +152,7 @@ def test_an_error_is_a_sentence(panel: Panel) -> None:
     assert panel.status.value == ""
 
 
-def test_the_static_picture_is_small_and_has_words(panel: Panel) -> None:
-    data, metadata = panel._repr_mimebundle_()
-    assert len(data["image/png"]) < 300_000
-    assert metadata["image/png"]["alt"] == panel.words
-
-
-def test_models_that_cannot_be_shown_are_refused_in_a_sentence() -> None:
-    with pytest.raises(TypeError, match=r"model must be a Classifier .*not Linear"):
-        grad_cam(torch.nn.Linear(2, 2))
+def test_a_model_that_cannot_be_shown_is_refused_in_a_sentence() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 16))
     with pytest.raises(ValueError, match="model: this Sequential has no convolution"):
-        grad_cam(models.Classifier("flat", network, scenes.CLASSES, 64))
+        grad_cam(Classifier("flat", network, scenes.CLASSES, 64))

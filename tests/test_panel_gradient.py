@@ -8,31 +8,33 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from course_utils import gradients, models, panels, scenes
-from course_utils.panels import Panel, attribution
-from course_utils.panels.attribution import AGGREGATIONS, ANSWER, METHODS, PAIR, prepare
+from course_utils import panels
+from course_utils.methods import gradients
+from course_utils.networks import Classifier
+from course_utils.panels import Panel
+from course_utils.panels import gradients as module
+from course_utils.panels.gradients import AGGREGATIONS, LOGIT_ONLY, OFFERED, prepare
+from course_utils.panels.pictures import ANSWER
+from course_utils.worlds import scenes
 from tests.networks import small_classifier
 
 pytestmark = pytest.mark.slow
 
+PAIR = "tiger and zebra"
+
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
+def classifier() -> Classifier:
     return small_classifier(12)
 
 
 @pytest.fixture
-def panel(classifier: models.Classifier) -> Panel:
+def panel(classifier: Classifier) -> Panel:
     return panels.gradient(classifier)
 
 
-def test_opens_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    panel = panels.gradient()
-    assert repr(panel) == "panel: gradient"
-    assert panel.status.value == ""
-    assert "gradient of the logit of “zebra”" in panel.words
-    assert "The model answers zebra (1.00)." in panel.words
-    assert capsys.readouterr() == ("", "")
+def test_the_course_s_own_model_knows_its_zebra() -> None:
+    assert "The model answers zebra (1.00)." in panels.gradient().words
 
 
 def test_every_control_changes_the_picture_and_the_words(panel: Panel) -> None:
@@ -65,38 +67,36 @@ def test_every_choice_gives_a_picture(panel: Panel, name: str) -> None:
         assert html.unescape(panel.caption.value).count(panel.words) == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OFFERED)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_the_values_are_those_of_the_method(
-    panel: Panel, classifier: models.Classifier, method: str, aggregation: str
+    panel: Panel, classifier: Classifier, method: str, aggregation: str
 ) -> None:
     panel.update(picture="tiger", target="cow", method=method, aggregation=aggregation, quantile=1)
-    x = classifier.to_input(scenes.render(scenes.canonical("tiger")).image)
-    values = METHODS[method](classifier.model, x, scenes.CLASSES.index("cow"))[0]
+    x = classifier.to_input(scenes.render(scenes.standard("tiger")).image)
+    values = OFFERED[method](classifier.model, x, scenes.CLASSES.index("cow"))[0]
     by_hand = {
         "abs + max": values.abs().max(0).values,
         "abs + sum": values.abs().sum(0),
         "sum + abs": values.sum(0).abs(),
         "signed sum": values.sum(0).abs(),
     }[aggregation]
-    mask = scenes.render(scenes.canonical("tiger"), 64).mask
+    mask = scenes.render(scenes.standard("tiger"), 64).mask
     assert f"the largest value shown is {by_hand.max():.2g}." in panel.words
     inside = by_hand[torch.from_numpy(mask)].sum() / by_hand.sum()
     assert f"{inside:.0%} of the map lies inside the tiger ({mask.mean():.0%}" in panel.words
 
 
-def test_softmax_is_the_gradient_of_the_probability(
-    panel: Panel, classifier: models.Classifier
-) -> None:
+def test_softmax_is_the_gradient_of_the_probability(panel: Panel, classifier: Classifier) -> None:
     panel.update(score="softmax", target="horse", quantile=1)
-    x = classifier.to_input(scenes.render(scenes.canonical("zebra")).image).requires_grad_()
+    x = classifier.to_input(scenes.render(scenes.standard("zebra")).image).requires_grad_()
     p = classifier.model(x).softmax(1)[0, scenes.CLASSES.index("horse")]
     (expected,) = torch.autograd.grad(p, x)
     assert "gradient of the softmax of “horse”" in panel.words
     assert f"the largest value shown is {expected.abs().max():.2g}." in panel.words
 
 
-@pytest.mark.parametrize("method", attribution.LOGIT_ONLY)
+@pytest.mark.parametrize("method", LOGIT_ONLY)
 def test_softmax_is_not_on_offer_where_the_rules_know_none(panel: Panel, method: str) -> None:
     panel.update(score="softmax")
     assert not panel.controls["score"].disabled
@@ -130,14 +130,14 @@ def test_two_objects_have_two_shares(panel: Panel) -> None:
     assert "inside" not in panel.words
 
 
-def test_the_model_answers_for_itself(panel: Panel, classifier: models.Classifier) -> None:
+def test_the_model_answers_for_itself(panel: Panel, classifier: Classifier) -> None:
     assert panel.values["target"] == ANSWER
-    best = classifier.predict(scenes.render(scenes.canonical("zebra")).image, 1)[0]
+    best = classifier.predict(scenes.render(scenes.standard("zebra")).image, 1)[0]
     assert f"of “{best[0]}” for" in panel.words
     assert f"The model answers {best[0]} ({best[1]:.2f})." in panel.words
 
 
-def test_a_picture_of_your_own_comes_first(classifier: models.Classifier) -> None:
+def test_a_picture_of_your_own_comes_first(classifier: Classifier) -> None:
     blue = np.zeros((50, 70, 3), np.uint8)
     blue[..., 2] = 255
     panel = panels.gradient(classifier, blue)
@@ -151,7 +151,7 @@ def test_an_error_shows_as_a_sentence(panel: Panel, monkeypatch: pytest.MonkeyPa
         raise ValueError("model: it is broken.")
 
     before = panel.picture.value
-    monkeypatch.setitem(attribution.METHODS, "DeconvNet", broken)
+    monkeypatch.setitem(module.OFFERED, "DeconvNet", broken)
     panel.controls["method"].value = "DeconvNet"
     assert "model: it is broken." in panel.status.value
     assert panel.picture.value == before
@@ -161,28 +161,16 @@ def test_an_error_shows_as_a_sentence(panel: Panel, monkeypatch: pytest.MonkeyPa
 
 def test_a_model_without_relu_says_so_when_its_rules_are_asked_for() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 16))
-    panel = panels.gradient(models.Classifier("flat", network, scenes.CLASSES, 32))
+    panel = panels.gradient(Classifier("flat", network, scenes.CLASSES, 32))
     assert panel.status.value == ""
     panel.controls["method"].value = "Guided Backprop"
     assert "this model has none; use gradient" in panel.status.value
 
 
-def test_the_model_stays_as_it_was(classifier: models.Classifier, panel: Panel) -> None:
-    x = classifier.to_input(scenes.render(scenes.canonical("cow")).image)
+def test_the_model_stays_as_it_was(classifier: Classifier, panel: Panel) -> None:
+    x = classifier.to_input(scenes.render(scenes.standard("cow")).image)
     before = gradients.gradient(classifier.model, x, 2)
     panel.update(score="softmax", method="Gradient × Input")
     assert not classifier.model.training
     assert not any(p.requires_grad for p in classifier.model.parameters())
     assert torch.equal(gradients.gradient(classifier.model, x, 2), before)
-
-
-def test_the_static_picture_is_small(panel: Panel) -> None:
-    data, metadata = panel._repr_mimebundle_()
-    assert len(data["image/png"]) < 300_000
-    assert data["text/plain"] == "panel: gradient"
-    assert metadata["image/png"]["alt"] == panel.words
-
-
-def test_a_wrong_model_is_refused_in_a_sentence() -> None:
-    with pytest.raises(TypeError, match=r"model must be a Classifier .*not Linear"):
-        panels.gradient(torch.nn.Linear(2, 2))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from course_utils import panels, photographs, scenes
+from course_utils import panels
 from course_utils.panels.upload import Photo
+from course_utils.worlds import photographs, scenes
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -140,7 +141,7 @@ def test_a_name_is_not_markup(panel: Photo) -> None:
 def test_a_picture_given_to_the_panel_comes_first(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mine.png"
     path.write_bytes(png(MINE))
-    spec = scenes.canonical("cow")
+    spec = scenes.standard("cow")
     given = {"array": MINE, "path": path, "bytes": png(MINE), "scene": spec}[kind]
     panel = panels.photo(given)
     wanted = scenes.render(spec).image if kind == "scene" else MINE

@@ -1,100 +1,36 @@
 import asyncio
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from course_utils import lime, models, panels, regions, scenes, truth
-from course_utils import shapley as shapley_values
-from course_utils.panels import Panel, surrogates
+from course_utils import panels
+from course_utils.evaluation import truth
+from course_utils.methods import lime, regions
+from course_utils.methods import shapley as shapley_values
+from course_utils.networks import Classifier
+from course_utils.panels import coalitions, surrogates
+from course_utils.panels.canvas import decimal
+from course_utils.worlds import scenes
+from tests.networks import noting, small_classifier
 
 pytestmark = pytest.mark.slow
 
-PANELS = ("neighbourhood", "lime", "shapley")
-
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = models.SmallResNet(len(scenes.CLASSES), (8, 8, 8, 8))
-    network.eval().requires_grad_(False)
-    return models.Classifier("small", network, scenes.CLASSES, 64)
-
-
-@pytest.fixture
-def panel(request: pytest.FixtureRequest, classifier: models.Classifier) -> Panel:
-    return opened(request.param, classifier)
-
-
-def opened(name: str, classifier: models.Classifier) -> Panel:
-    return getattr(panels, name)(*([] if name == "neighbourhood" else [classifier]))
-
-
-every_panel = pytest.mark.parametrize("panel", PANELS, indirect=True)
+def classifier() -> Classifier:
+    return small_classifier()
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the panels' canvases are made of, the arguments of each in turn."""
     calls: list[Any] = []
-    for name in ("_lime_canvas", "_game_canvas"):
-        monkeypatch.setattr(surrogates, name, _noting(getattr(surrogates, name), calls))
+    for module, name in ((surrogates, "_lime_canvas"), (coalitions, "_game_canvas")):
+        monkeypatch.setattr(module, name, noting(getattr(module, name), calls))
     return calls
-
-
-def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
-    def noted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        return function(*arguments)
-
-    return noted
-
-
-@pytest.mark.parametrize("name", PANELS)
-def test_opens_without_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    panel = getattr(panels, name)()
-    assert repr(panel) == f"panel: {name}"
-    assert {"lime": "tiger", "shapley": "ladybird", "neighbourhood": "boundary"}[
-        name
-    ] in panel.words
-    assert panel.status.value == ""
-    assert capsys.readouterr() == ("", "")
-
-
-@every_panel
-def test_every_control_changes_the_picture(panel: Panel) -> None:
-    opening, players = panel.values, 3
-    for name, control in panel.controls.items():
-        if name.startswith("player") and int(name[6:]) >= players:
-            assert control.layout.display == "none"
-            continue
-        panel.update(**opening)
-        seen = {panel.picture.value}
-        if hasattr(control, "options"):
-            values = list(control.options)[:2]
-        elif isinstance(opening[name], bool):
-            values = [False]
-        else:
-            values = [control.min, control.max]
-        for value in values:
-            control.value = value
-            assert panel.status.value == "", (name, value)
-            seen.add(panel.picture.value)
-        assert len(seen) > 1, f"{name} changes nothing"
-
-
-@every_panel
-def test_the_same_values_give_the_same_picture(panel: Panel) -> None:
-    opening, values = panel.picture.value, panel.values
-    moved = "picture" if "picture" in panel.controls else "width"
-    panel.controls[moved].value = "crow" if moved == "picture" else 2.0
-    assert panel.picture.value != opening
-    panel.update(**values)
-    assert panel.picture.value == opening
 
 
 # -- neighbourhood ---------------------------------------------------------------------------------
@@ -144,35 +80,32 @@ def test_the_plane_needs_a_function() -> None:
 
 
 @pytest.mark.parametrize("features", ["all", 3])
-def test_the_map_is_lime_image_s(
-    classifier: models.Classifier, drawn: list[Any], features: Any
-) -> None:
+def test_the_map_is_lime_image_s(classifier: Classifier, drawn: list[Any], features: Any) -> None:
     panel = panels.lime(classifier)
     panel.update(
         picture="crow", target="cow", segments=20, samples=100, seed=3, width=0.3, features=features
     )
-    _, x, labels, _, sampled, index, _ = drawn[-1]
+    _, seen, (labels, _), sampled, fitted, *_ = drawn[-1]
+    x, index = seen.x, seen.target
     assert np.array_equal(labels, regions.segment(classifier.to_image(x), n_segments=20))
-    wanted, details = lime.lime_image(
+    wanted = lime.lime_image_fit(
         classifier.model, x, index, segments=labels, samples=100, kernel_width=0.3,
         features=None if features == "all" else features,
-        generator=torch.Generator().manual_seed(3), details=True, progress=False,
+        generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert index == scenes.CLASSES.index("cow")
-    assert details.r2 is not None
-    weights = lime.proximity(lime.cosine_distance(sampled.z), 0.3)
-    fit = lime.surrogate(
-        sampled.z, sampled.logits[:, index], weights, features=None if features == "all" else 3
-    )
-    np.testing.assert_allclose(fit.coefficients[labels], wanted[0].numpy(), atol=1e-5)
-    assert f"R² {details.r2.item():.2f}".replace("-", "−") in panel.words
+    assert wanted.r2 is not None
+    assert len(sampled.z) == 100
+    found = fitted.line.coefficients[labels]
+    np.testing.assert_allclose(found, wanted.value[0].numpy(), atol=1e-5)
+    assert f"R² {wanted.r2.item():.2f}".replace("-", "−") in panel.words
 
 
 def test_a_first_map_is_coarse_and_other_fits_ask_nothing(
-    classifier: models.Classifier, drawn: list[Any], monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, drawn: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     panel = panels.lime(classifier)
-    assert [len(arguments[4].z) for arguments in drawn] == [surrogates.COARSE, 200]
+    assert [len(arguments[3].z) for arguments in drawn] == [surrogates.COARSE, 200]
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the model was asked again")
@@ -184,7 +117,7 @@ def test_a_first_map_is_coarse_and_other_fits_ask_nothing(
     assert len(drawn) == 5
 
 
-def test_a_kernel_that_leaves_one_sample_is_told(classifier: models.Classifier) -> None:
+def test_a_kernel_that_leaves_one_sample_is_told(classifier: Classifier) -> None:
     panel = panels.lime(classifier)
     panel.update(samples=50, width=0.1)
     assert "nan" not in panel.words
@@ -196,31 +129,30 @@ def test_a_kernel_that_leaves_one_sample_is_told(classifier: models.Classifier) 
 # -- shapley ---------------------------------------------------------------------------------------
 
 
-def test_the_exact_values_are_the_redraws(classifier: models.Classifier, drawn: list[Any]) -> None:
+def test_the_exact_values_are_the_redraws(classifier: Classifier, drawn: list[Any]) -> None:
     panel = panels.shapley(classifier)
     panel.update(picture="crow", target="panther")
-    game, _, absent, v, index, _ = drawn[-1]
-    assert absent == surrogates.DRAWN
+    game, _, absent, v, name, _ = drawn[-1]
+    index = classifier.classes.index(name)
+    assert absent == coalitions.DRAWN
     wanted = truth.true_effects(
-        classifier, scenes.render(scenes.canonical("crow"), 128), kind="shapley", target=index,
-        parts=surrogates.GAMES["crow"][1], progress=False,
+        classifier, scenes.render(scenes.standard("crow"), 128), kind="shapley", target=index,
+        parts=coalitions.GAMES["crow"][1],
     )  # fmt: skip
     bits = 2 ** torch.arange(len(game.names))
-    exact = shapley_values.exact_shapley(
-        lambda c: v[(c * bits).sum(1)], len(game.names), progress=False
-    )
+    exact = shapley_values.exact_shapley(lambda c: v[(c * bits).sum(1)], len(game.names))
     np.testing.assert_allclose(exact, list(wanted.values()), atol=1e-4)
     for name, value in wanted.items():
-        assert f"{name} {surrogates.decimal(value)}" in panel.words
+        assert f"{name} {decimal(value)}" in panel.words
 
 
-@pytest.mark.parametrize("absent", list(surrogates.ABSENT))
-def test_hidden_players_show_what_was_chosen(classifier: models.Classifier, absent: str) -> None:
-    game = surrogates.Game(classifier, "crow", scenes.canonical("crow"))
+@pytest.mark.parametrize("absent", list(coalitions.ABSENT))
+def test_hidden_players_show_what_was_chosen(classifier: Classifier, absent: str) -> None:
+    game = coalitions.Game(classifier, "crow", scenes.standard("crow"))
     present = [True, True, False, True, True, False]
     pictures = game.shown(present, absent)
     hidden = game.masks[2] | game.masks[5]
-    cover = surrogates.ABSENT[absent](classifier, game.x).expand_as(pictures)
+    cover = coalitions.ABSENT[absent](classifier, game.x).expand_as(pictures)
     torch.testing.assert_close(pictures[:, :, hidden], cover[:, :, hidden])
     kept = game.x.expand_as(pictures)[:, :, ~hidden]
     torch.testing.assert_close(pictures[:, :, ~hidden], kept)
@@ -229,16 +161,16 @@ def test_hidden_players_show_what_was_chosen(classifier: models.Classifier, abse
     torch.testing.assert_close(game.ask([0b011011], absent)[0b011011], wanted)
 
 
-def test_players_do_not_overlap(classifier: models.Classifier) -> None:
-    for name, (spec, parts) in surrogates.GAMES.items():
-        game = surrogates.Game(classifier, name, spec)
-        assert len(game.names) == len(parts) <= surrogates.MOST
+def test_players_do_not_overlap(classifier: Classifier) -> None:
+    for name, (spec, parts) in coalitions.GAMES.items():
+        game = coalitions.Game(classifier, name, spec)
+        assert len(game.names) == len(parts) <= coalitions.MOST
         assert int(game.masks.sum(0).max()) == 1
         assert game.masks.flatten(1).any(1).all(), name
 
 
 def test_a_switch_asks_for_the_coalition_that_it_shows(
-    classifier: models.Classifier, drawn: list[Any]
+    classifier: Classifier, drawn: list[Any]
 ) -> None:
     panel = panels.shapley(classifier)
     panel.controls["player1"].value = False
@@ -246,7 +178,7 @@ def test_a_switch_asks_for_the_coalition_that_it_shows(
     assert now == 0b101
     assert game.present(now) == [True, False, True]
     assert "present: ladybird, background;" in panel.words
-    assert f"is {surrogates.decimal(float(v[now]))}." in panel.words
+    assert f"is {decimal(float(v[now]))}." in panel.words
     panel.update(player0=False, player2=False)
     assert "present: nobody" in panel.words
 
@@ -260,21 +192,21 @@ def test_the_mean_over_all_orders_is_the_shapley_value(monkeypatch: pytest.Monke
             return np.array(next(orders))
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: All())
-    found = surrogates.mean_of_orders(v, 3, 6)
+    found = coalitions.mean_of_orders(v, 3, 6)
     bits = 2 ** torch.arange(3)
-    wanted = shapley_values.exact_shapley(lambda c: v[(c * bits).sum(1)], 3, progress=False)
+    wanted = shapley_values.exact_shapley(lambda c: v[(c * bits).sum(1)], 3)
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
 def test_every_order_s_sum_is_the_whole() -> None:
     v = torch.rand(32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for orders in (1, 7):
-        total = surrogates.mean_of_orders(v, 5, orders).sum()
+        total = coalitions.mean_of_orders(v, 5, orders).sum()
         assert total == pytest.approx(float(v[-1] - v[0]))
 
 
 def test_a_photo_s_players_are_segments_and_it_cannot_be_drawn(
-    classifier: models.Classifier,
+    classifier: Classifier,
 ) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
     panel = panels.shapley(classifier, photo)
@@ -282,31 +214,31 @@ def test_a_photo_s_players_are_segments_and_it_cannot_be_drawn(
     assert panel.controls["absent"].value == "mean colour"
     assert "segment 1" in panel.words
     before = panel.picture.value
-    panel.controls["absent"].value = surrogates.DRAWN
+    panel.controls["absent"].value = coalitions.DRAWN
     assert "only a scene can be drawn without a part" in panel.status.value
     assert panel.picture.value == before
-    panel.update(picture="zebra", absent=surrogates.DRAWN)
+    panel.update(picture="zebra", absent=coalitions.DRAWN)
     panel.controls["picture"].value = "your picture"
     assert panel.controls["absent"].value == "mean colour"
     assert panel.status.value == ""
 
 
-def test_any_photo_has_at_most_eight_players(classifier: models.Classifier) -> None:
+def test_any_photo_has_at_most_eight_players(classifier: Classifier) -> None:
     for name in ("rocket", "chelsea"):
-        game = surrogates.Game(classifier, name, name)
-        assert 1 <= len(game.names) <= surrogates.MOST
+        game = coalitions.Game(classifier, name, name)
+        assert 1 <= len(game.names) <= coalitions.MOST
 
 
-def test_one_s_own_scene_is_a_game(classifier: models.Classifier) -> None:
-    scene = scenes.render(scenes.canonical("football"), 64)
+def test_one_s_own_scene_is_a_game(classifier: Classifier) -> None:
+    scene = scenes.render(scenes.standard("football"), 64)
     for image in (scene, scene.spec):
         panel = panels.shapley(classifier, image)
         assert "Of shadow, ball, background" in panel.words
-        assert panel.controls["absent"].value == surrogates.DRAWN
+        assert panel.controls["absent"].value == coalitions.DRAWN
 
 
 def test_in_a_notebook_the_first_picture_comes_before_the_table(
-    classifier: models.Classifier,
+    classifier: Classifier,
 ) -> None:
     async def move() -> tuple[str, str]:
         panel = panels.shapley(classifier)

@@ -4,9 +4,13 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils.contract import Details
-from course_utils.perturbation import occlusion, prediction_difference
-from tests.networks import NETWORKS, batch, make
+from course_utils.contract import Estimate
+from course_utils.methods.perturbation import (
+    occlusion,
+    prediction_difference,
+    prediction_difference_estimate,
+)
+from tests.networks import NETWORKS, Recorder, batch, make
 
 BACKGROUND = batch(5, seed=7)
 
@@ -15,25 +19,21 @@ def occlude(*arguments: Any, **options: Any) -> torch.Tensor:
     return occlusion(*arguments, **{"window": 4, "stride": 2, **options})
 
 
-def differ(model: Any, images: Any, *arguments: Any, **options: Any) -> Any:
-    small = {"window": 4, "stride": 2, "samples": 3, "background": BACKGROUND.double()}
-    return prediction_difference(model, images, *arguments, **{**small, **options})
+SMALL: dict[str, Any] = {
+    "window": 4, "stride": 2, "samples": 3, "background": BACKGROUND.double(),
+}  # fmt: skip
+
+
+def differ(*arguments: Any, **options: Any) -> torch.Tensor:
+    return prediction_difference(*arguments, **{**SMALL, **options})
+
+
+def estimate(*arguments: Any, **options: Any) -> Any:
+    return prediction_difference_estimate(*arguments, **{**SMALL, **options})
 
 
 METHODS: dict[str, Callable] = {"occlusion": occlude, "prediction_difference": differ}
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-class Recorder:
-    """A function of images that is no module: two classes, and how many images each call had."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls.append(len(images))
-        total = images.sum((1, 2, 3))
-        return torch.stack([total, -2 * total], 1)
 
 
 def places(size: int, window: int, stride: int) -> list[int]:
@@ -78,7 +78,7 @@ def test_occlusion_by_hand() -> None:
     expected = torch.tensor([27, 40.5, 54]).expand(1, 2, 3)
     assert torch.equal(occlusion(model, image, 0, window=2, stride=1), expected)
     assert torch.equal(occlusion(model, image, 1, window=2, stride=1), -2 * expected)
-    filled = occlusion(model, image, 0, window=2, stride=1, fill=1.0)
+    filled = occlusion(model, image, 0, window=2, stride=1, baseline=1.0)
     assert torch.equal(filled, expected - 4)
 
 
@@ -92,12 +92,10 @@ def test_the_last_window_ends_at_the_edge() -> None:
 def test_prediction_difference_by_hand() -> None:
     image = torch.tensor([[1.0, 2, 4], [8, 16, 32]])[None, None]
     background = torch.ones(1, 1, 2, 3)
-    result, details = differ(
-        Recorder(), image, 0, window=2, stride=1, background=background, details=True
-    )
-    assert torch.equal(result, torch.tensor([23, 36.5, 50]).expand(1, 2, 3))
+    result = estimate(Recorder(), image, 0, window=2, stride=1, background=background)
+    assert torch.equal(result.value, torch.tensor([23, 36.5, 50]).expand(1, 2, 3))
     # There is one picture to draw, so nothing is left to chance.
-    assert torch.equal(details.standard_error, torch.zeros(1, 2, 3))
+    assert torch.equal(result.standard_error, torch.zeros(1, 2, 3))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -105,7 +103,7 @@ def test_prediction_difference_by_hand() -> None:
 def test_occlusion_against_its_twin(network: str, window: int, stride: int) -> None:
     model, images = make(network).double().eval(), batch(2, dtype=torch.float64)
     fill = torch.linspace(-1, 1, 3 * 8 * 8, dtype=torch.float64).view(3, 8, 8)
-    result = occlusion(model, images, 3, window=window, stride=stride, fill=fill)
+    result = occlusion(model, images, 3, window=window, stride=stride, baseline=fill)
     with torch.no_grad():
         for image, row in zip(images, result, strict=True):
             slow = twin(lambda x: model(x)[0, 3], image, window, stride, lambda _: [fill])
@@ -139,32 +137,38 @@ def test_prediction_difference_against_its_twin(network: str) -> None:
 def test_the_standard_error_is_that_of_the_map() -> None:
     images, linear = batch(1), Recorder()
     repeats = [
-        differ(linear, images, 0, generator=torch.Generator().manual_seed(seed), details=True)
+        estimate(linear, images, 0, generator=torch.Generator().manual_seed(seed))
         for seed in range(300)
     ]
-    maps = torch.cat([result for result, _ in repeats])
-    variances = torch.cat([details.standard_error**2 for _, details in repeats])
+    maps = torch.cat([one.value for one in repeats])
+    variances = torch.cat([one.standard_error**2 for one in repeats])
     torch.testing.assert_close(maps.std(0), variances.mean(0).sqrt(), rtol=0.2, atol=0)
     # f is a sum, so that its mean over the background is its value at the background's mean.
-    truth = occlude(linear, images, 0, fill=BACKGROUND.mean(0))[0]
+    truth = occlude(linear, images, 0, baseline=BACKGROUND.mean(0))[0]
     assert ((maps.mean(0) - truth).abs() < 5 * maps.std(0) / 300**0.5).all()
-    _, details = repeats[0]
-    torch.testing.assert_close(details.spread, details.standard_error * 3**0.5)
-    assert details.r2 is None
+    one = repeats[0]
+    torch.testing.assert_close(one.spread, one.standard_error * 3**0.5)
+    assert one.r2 is None
 
 
-def test_details_are_asked_for() -> None:
-    images = batch()
-    plain = differ(make("Residual"), images)
-    result, details = differ(make("Residual"), images, details=True)
-    assert torch.equal(plain, result)
-    assert isinstance(details, Details)
-    for estimate in (details.standard_error, details.spread):
-        assert estimate is not None
-        assert estimate.shape == result.shape
-        assert estimate.dtype == result.dtype
-    with pytest.raises(ValueError, match="^samples is 1; it must be at least 2$"):
-        differ(make("Residual"), images, samples=1, details=True)
+def test_the_estimate() -> None:
+    model, images = make("Residual"), batch()
+    result = estimate(model, images)
+    assert torch.equal(result.value, differ(model, images))
+    for error in (result.standard_error, result.spread):
+        assert error.shape == result.value.shape
+        assert error.dtype == result.value.dtype
+        assert error.isfinite().all()
+    assert isinstance(result, Estimate)
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    model, images = make("Residual"), batch()
+    result = estimate(model, images, samples=1)
+    assert result.standard_error.isnan().all()
+    assert result.spread.isnan().all()
+    assert result.value.isfinite().all()
+    assert torch.equal(result.value, differ(model, images, samples=1))
 
 
 def test_a_window_that_does_not_matter_is_exactly_zero() -> None:
@@ -237,18 +241,12 @@ def test_the_generator() -> None:
     assert not torch.equal(first, other)
 
 
-def test_a_progress_bar_can_be_silenced(capsys: pytest.CaptureFixture) -> None:
-    for explain in METHODS.values():
-        explain(Recorder(), batch(), progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
 BAD: dict[str, list[object]] = {
     "window": [9, 0, -1, 4.0, True, (4, 4)],
     "stride": [5, 0, 2.0, None],
     "batch_size": [0, 1.5],
 }
-BAD_FOR_OCCLUSION = BAD | {"fill": [float("nan"), "grey", torch.zeros(2, 8, 8), None]}
+BAD_FOR_OCCLUSION = BAD | {"baseline": [float("nan"), "grey", torch.zeros(2, 8, 8), None]}
 BAD_FOR_DIFFERENCE = BAD | {
     "samples": [0, 2.5],
     "background": [
@@ -314,7 +312,7 @@ def test_occlusion_equals_captum(network: str, window: int, stride: int) -> None
         sliding_window_shapes=(3, window, window),
         baselines=fill.expand_as(images),
     )
-    result = occlusion(model, images, target, window=window, stride=stride, fill=fill)
+    result = occlusion(model, images, target, window=window, stride=stride, baseline=fill)
     for channel in reference.unbind(1):
         torch.testing.assert_close(result, channel, rtol=0, atol=1e-5)
 

@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import models, photographs
-from course_utils.photographs import NAMES, Photograph, blurred, collage, exchanged, painted_over
+from course_utils.networks import Classifier
+from course_utils.worlds import photographs
+from course_utils.worlds.photographs import (
+    NAMES,
+    Photograph,
+    blurred,
+    collage,
+    exchanged,
+    painted_over,
+)
 
 
-def frame(size: int, resize: int | None = None) -> models.Classifier:
+def frame(size: int, resize: int | None = None) -> Classifier:
     model = torch.nn.Conv2d(3, 2, 1)
-    return models.Classifier("frame", model, ("a", "b"), size, resize=resize)
+    return Classifier("frame", model, ("a", "b"), size, resize=resize)
 
 
 def square(height: int, width: int, top: int, left: int, side: int) -> np.ndarray:
@@ -119,7 +127,7 @@ def test_masks_are_cut_as_the_picture_is(size: int, resize: int | None) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="no photograph 'chelsey'; choose one of chelsea"):
+    with pytest.raises(ValueError, match="there is no 'chelsey'; did you mean 'chelsea'"):
         photographs.load("chelsey")
     with pytest.raises(ValueError, match="choose one of chelsea, coffee, camera"):
         photographs.load("")

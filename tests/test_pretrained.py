@@ -15,7 +15,9 @@ from safetensors.torch import save
 from torch import nn
 from torchvision import transforms
 
-from course_utils import models, photographs, pretrained
+from course_utils import models, pretrained
+from course_utils.networks import Classifier
+from course_utils.worlds import photographs
 from tests.servers import Loopback, Quiet, check_sentence
 
 REAL = "efficientnet_lite0"
@@ -26,11 +28,11 @@ TINY = "timm/test_resnet"  # timm's network for tests
 
 
 @pytest.fixture(scope="module")
-def real() -> models.Classifier:
+def real() -> Classifier:
     return models.load(REAL, device="cpu")
 
 
-def test_it_is_ready_to_be_explained(real: models.Classifier) -> None:
+def test_it_is_ready_to_be_explained(real: Classifier) -> None:
     assert len(real.classes) == 1000
     assert real.classes[282] == "tiger cat"
     assert (real.size, real.resize, real.interpolation) == (224, 256, "bicubic")
@@ -47,7 +49,7 @@ def test_it_is_ready_to_be_explained(real: models.Classifier) -> None:
         ("camera", [-1.5505, -1.5966, -0.1596, 1.7754, 11.285, 0.3172, 0.0663]),
     ],
 )
-def test_its_logits_of_photographs(real: models.Classifier, name: str, logits: list[float]) -> None:
+def test_its_logits_of_photographs(real: Classifier, name: str, logits: list[float]) -> None:
     """Those of seven classes, as they were when the lectures were written."""
     x = real.to_input(photographs.load(name).image)
     found = real.model(x)[0, [0, 1, 282, 732, 872, 967, 999]]
@@ -55,14 +57,16 @@ def test_its_logits_of_photographs(real: models.Classifier, name: str, logits: l
 
 
 @pytest.mark.parametrize(("name", "answer"), [("coffee", "espresso"), ("camera", "tripod")])
-def test_its_answers(real: models.Classifier, name: str, answer: str) -> None:
+def test_its_answers(real: Classifier, name: str, answer: str) -> None:
     ((first, probability),) = real.predict(photographs.load(name).image, 1)
     assert first == answer
     assert probability >= 0.9
 
 
 @pytest.mark.references
-def test_it_answers_as_the_network_its_weights_were_published_for(real: models.Classifier) -> None:
+def test_it_answers_as_the_network_its_weights_were_published_for(
+    real: Classifier,
+) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     origin = EfficientNet.from_name("efficientnet-lite0")
@@ -71,7 +75,7 @@ def test_it_answers_as_the_network_its_weights_were_published_for(real: models.C
     torch.testing.assert_close(real.model(x), origin.eval()(x), rtol=0, atol=1e-5)
 
 
-def test_preparation_is_timms(real: models.Classifier) -> None:
+def test_preparation_is_timms(real: Classifier) -> None:
     """The picture is resized, cut and normalised as by timm's own transforms."""
     config = timm.data.resolve_model_data_config(real.model)
     theirs = timm.data.create_transform(**config, is_training=False)
@@ -212,8 +216,8 @@ def test_a_damaged_file_in_the_cache(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("timm/resnet1o", "timm has no model 'resnet1o'; near it are resnet"),
-        ("timm/", "timm has no model ''; timm.list_pretrained() has all"),
+        ("timm/resnet1o", "there is no 'timm/resnet1o'; did you mean 'timm/resnet"),
+        ("timm/", "there is no 'timm/'; "),
         ("timm/vit_base_patch14_dinov2", "has no weights of a classifier"),
     ],
 )

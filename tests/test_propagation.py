@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils.gradients import input_x_gradient
-from course_utils.propagation import (
+from course_utils.methods.gradients import input_x_gradient
+from course_utils.methods.propagation import (
     deeplift,
     estimate_patterns,
     lrp,
@@ -335,7 +335,7 @@ def toy(mean: float, n: int = 4000) -> tuple[nn.Sequential, torch.Tensor, torch.
 def test_the_pattern_is_the_signals_direction(mean: float) -> None:
     model, images, a = toy(mean)
     (w,) = (weight[0].detach() for weight in model.parameters())
-    (pattern,) = estimate_patterns(model, images, batch_size=64, progress=False)
+    (pattern,) = estimate_patterns(model, images, batch_size=64)
     torch.testing.assert_close(pattern[0], a, rtol=0, atol=0.1)
     assert (w - a).norm() > 0.9  # the weight is not
     x, y = images.flatten(1), model(images)[:, 0].detach()
@@ -363,7 +363,7 @@ def fit(columns: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor
 def test_patterns_against_their_twin() -> None:
     """Conv with BatchNorm, conv, their sum, linear: estimated and sent back by hand."""
     model, data = make("Residual").double().eval(), batch(9, seed=5, dtype=torch.float64)
-    patterns = estimate_patterns(model, data, batch_size=4, progress=False)
+    patterns = estimate_patterns(model, data, batch_size=4)
     merged = [
         nn.utils.fuse_conv_bn_eval(getattr(model, f"conv{k}"), getattr(model, f"bn{k}"))
         for k in (1, 2)
@@ -419,7 +419,7 @@ def test_a_unit_without_variance_has_pattern_zero(dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(dtype)
     same = batch(1, dtype=dtype).expand(3, -1, -1, -1)
-    (pattern,) = estimate_patterns(model, same, progress=False)
+    (pattern,) = estimate_patterns(model, same)
     assert pattern.abs().max() == 0
 
 
@@ -434,17 +434,17 @@ def test_patterns_of_a_shared_convolution_or_one_past_its_batch_norm() -> None:
             return torch.relu(self.bn(y) + y).mean((2, 3))
 
     model = Past().double().eval()
-    patterns = estimate_patterns(model, IMAGES, progress=False)
-    refusal = "^model: one of its convolutions goes to a BatchNorm and past it"
+    patterns = estimate_patterns(model, IMAGES)
+    refusal = "^model: the output of one of its convolutions is used by a BatchNorm and elsewhere"
     with pytest.raises(ValueError, match=refusal):
         pattern_net(model, IMAGES, patterns=patterns)
-    assert len(estimate_patterns(make("Reused"), batch(), progress=False)) == 4
+    assert len(estimate_patterns(make("Reused"), batch())) == 4
 
 
 def test_a_batch_norm_without_convolution_has_no_pattern() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 8), nn.Flatten())
     with pytest.raises(ValueError, match="^model: patterns are for layers with weights"):
-        estimate_patterns(model, batch(), progress=False)
+        estimate_patterns(model, batch())
 
 
 # --- Bad options ------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_bad_batch_size(bad: object) -> None:
 @pytest.mark.parametrize("method", [pattern_net, pattern_attribution])
 def test_patterns_of_another_model(method: Callable) -> None:
     model = make("Residual")
-    good = estimate_patterns(model, batch(), progress=False)
+    good = estimate_patterns(model, batch())
     for bad in ([], good[:-1], [*good, good[0]], good[::-1]):
         with pytest.raises(ValueError, match=r"^patterns do not fit.*4 layers.*estimate_patterns"):
             method(model, batch(), 1, patterns=bad)
@@ -489,7 +489,7 @@ def test_how_many_passes() -> None:
     sizes: list[int] = []
     model = make("Residual").double()
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    patterns = estimate_patterns(model, batch(9).double(), batch_size=4, progress=False)
+    patterns = estimate_patterns(model, batch(9).double(), batch_size=4)
     assert sizes == [4, 4, 1]
     for explain, expected in [
         (lambda: deeplift(model, IMAGES, 1), [1, 3]),  # one baseline for all
@@ -710,7 +710,7 @@ def test_zennits_batch_norm_without_a_canonizer() -> None:
 @pytest.mark.parametrize("method", [pattern_net, pattern_attribution])
 def test_a_signal_beyond_the_images_type_is_an_error(method: Callable) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
-    patterns = estimate_patterns(model, batch(8), progress=False)
+    patterns = estimate_patterns(model, batch(8))
     patterns[0] = patterns[0] + 1e30
     patterns[1] = patterns[1] + 1e30
     with pytest.raises(ValueError, match=f"^model: it is so deep that {method.__name__} leaves"):

@@ -1,4 +1,3 @@
-import importlib
 import io
 from typing import Any
 
@@ -7,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils import features, models, scenes
-from course_utils.panels import Panel, prototypes
+from course_utils.networks import Classifier
+from course_utils.panels import Panel, examples, prototypes
 from course_utils.panels.examples import PHOTOS, SETS, Furniture, OnePaint, crops
+from course_utils.units import concepts, features
+from course_utils.worlds import scenes
 from tests.networks import small_classifier
 
 pytestmark = pytest.mark.slow
-
-module = importlib.import_module("course_utils.panels.examples")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,18 +22,18 @@ def small_sets() -> Any:
     for length in (32, 192):
         for made in SETS.values():
             made.length, made._drawn = length, None
-        module._drawn.cache_clear()
+        examples._drawn.cache_clear()
         if length == 32:
             yield
 
 
 @pytest.fixture(scope="module")
-def classifier() -> models.Classifier:
+def classifier() -> Classifier:
     return small_classifier(12)
 
 
 @pytest.fixture(scope="module")
-def panel(classifier: models.Classifier) -> Panel:
+def panel(classifier: Classifier) -> Panel:
     return prototypes(classifier)
 
 
@@ -51,12 +50,11 @@ def test_every_control_changes_the_picture_and_the_words(panel: Panel) -> None:
         assert panel.picture.value == shown
 
 
-def test_it_shows_what_top_activating_finds(panel: Panel, classifier: models.Classifier) -> None:
+def test_it_shows_what_top_activating_finds(panel: Panel, classifier: Classifier) -> None:
     panel.update(layer="layer3.1", unit=2, pool="max", k=1, chosen="hard scenes")
     found = features.top_activating(
         *(classifier.model, "layer3.1", 2, classifier.inputs(SETS["hard scenes"]), 1),
         pool="max",
-        progress=False,
     )
     assert "The 1 pictures of the set “hard scenes”" in panel.words
     label = SETS["hard scenes"].spec(int(found.indices[0])).label
@@ -90,7 +88,7 @@ def test_every_set_gives_a_small_static_picture(panel: Panel, chosen: str) -> No
 
 def test_the_made_up_sets_are_what_they_say() -> None:
     for spec in map(Furniture(32, seed=1).spec, range(32)):
-        assert {c.split()[0] for c in features.concepts(spec)} == {"texture", "place"}
+        assert {c.split()[0] for c in concepts.in_scene(spec)} == {"texture", "place"}
     painted = [OnePaint(64, seed=1).spec(index) for index in range(64)]
     assert len({(spec.label, spec.texture) for spec in painted}) == 64
     assert len({(spec.color, spec.accent) for spec in painted}) == 1
@@ -103,7 +101,7 @@ def test_crops_are_squares_from_the_photo_and_always_the_same() -> None:
     assert np.array_equal(first, again)
 
 
-def test_a_picture_of_your_own_replaces_the_photographs(classifier: models.Classifier) -> None:
+def test_a_picture_of_your_own_replaces_the_photographs(classifier: Classifier) -> None:
     blue = np.zeros((50, 70, 3), np.uint8)
     blue[..., 2] = 255
     panel = prototypes(classifier, blue)
@@ -113,8 +111,6 @@ def test_a_picture_of_your_own_replaces_the_photographs(classifier: models.Class
 
 
 def test_a_model_that_cannot_be_shown_is_refused_in_a_sentence() -> None:
-    with pytest.raises(TypeError, match=r"model must be a Classifier .*not Linear"):
-        prototypes(torch.nn.Linear(2, 2))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 16))
     with pytest.raises(ValueError, match="model: this Sequential has no convolution"):
-        prototypes(models.Classifier("flat", network, scenes.CLASSES, 64))
+        prototypes(Classifier("flat", network, scenes.CLASSES, 64))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from course_utils import photographs
-from course_utils.gradients import integrated_gradients
-from course_utils.regions import SEGMENTATIONS, grow, segment, segment_stack, xrai
+from course_utils.methods.gradients import integrated_gradients
+from course_utils.methods.regions import SEGMENTATIONS, grow, segment, segment_stack, xrai
+from course_utils.worlds import photographs
 from tests.networks import NETWORKS, batch, make
 
 every_method = pytest.mark.parametrize("method", SEGMENTATIONS)

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from traitlets.config import Config
 
-from course_utils import release
+from course_utils.tools import release
 from tests import keys
 
 KEYS = sorted(keys.SOLUTIONS.glob("hw*.ipynb"))

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from course_utils import plotting
-from course_utils.gradients import gradient, smoothgrad
-from course_utils.roar import (
-    FILE,
-    RECIPE,
-    Labelled,
-    Roar,
-    advantage,
+from course_utils.evaluation.experiments import (
+    SETTINGS,
     attributions,
-    controls,
+    control_maps,
     digits,
     fit_cnn,
     fit_digits,
-    load,
     make,
+)
+from course_utils.evaluation.roar import (
+    FILE,
+    Labelled,
+    Roar,
+    advantage,
+    load,
     mean_color,
     plot,
     removal_order,
@@ -32,6 +33,7 @@ from course_utils.roar import (
     save,
     t_interval,
 )
+from course_utils.methods.gradients import gradient, smoothgrad
 
 Logits = Callable[[Tensor], Tensor]
 A, B, COPY = (0, 1), (2, 3), (3, 0)  # pixels
@@ -86,7 +88,7 @@ def both(maps: Tensor) -> tuple[Tensor, Tensor]:
 def measured(maps: dict[str, Any], **options: Any) -> Roar:
     copied = options.pop("copied", False)
     train, test = world(1, copied=copied), world(2, copied=copied)
-    return roar(train, test, maps, least_squares, progress=False, **options)
+    return roar(train, test, maps, least_squares, **options)
 
 
 # Where the truth is known
@@ -142,12 +144,12 @@ def test_a_hole_in_the_shape_of_the_class_tells_the_class() -> None:
         model = least_squares(images**2, labels)
         return lambda batch: model(batch**2)
 
-    result = roar(*sets, told, of_squares, fractions=(0, 0.25), progress=False)
+    result = roar(*sets, told, of_squares, fractions=(0, 0.25))
     before, after = result.accuracy["told"].mean(1)
     assert before < 0.4
     assert after > 0.9
     assert result.accuracy["random"].max() < 0.4
-    alone = roar(*sets, told, least_squares, fractions=(0.25,), holes=True, progress=False)
+    alone = roar(*sets, told, least_squares, fractions=(0.25,), holes=True)
     assert (alone.accuracy["told"] == 1).all()
     assert alone.accuracy["random"].max() < 0.4
 
@@ -189,9 +191,7 @@ def some_maps(dtype: torch.dtype = torch.float32) -> dict[str, list[Tensor]]:
 
 def test_what_is_trained_and_with_which_seed() -> None:
     fit, (train, test) = Recorder(), small()
-    result = roar(
-        train, test, some_maps(), fit, fractions=(0, 0.5), repeats=2, seed=7, progress=False
-    )
+    result = roar(train, test, some_maps(), fit, fractions=(0, 0.5), repeats=2, seed=7)
     assert [seed for *_, seed in fit.trained] == [7, 7, 7, 8, 8, 8]
     assert all(labels is train[1] for _, labels, _ in fit.trained)
     torch.testing.assert_close(fit.trained[0][0], train[0])
@@ -210,7 +210,7 @@ def test_what_is_trained_and_with_which_seed() -> None:
 def test_the_highest_go_and_the_training_mean_comes(name: str, fraction: float) -> None:
     fit, (train, test) = Recorder(), small()
     maps = {name: some_maps()[name]}
-    roar(train, test, maps, fit, fractions=(fraction,), repeats=1, progress=False)
+    roar(train, test, maps, fit, fractions=(fraction,), repeats=1)
     ((seen, _, _),), (new,) = fit.trained, fit.asked
     mean = train[0].mean((0, 2, 3))
     for (images, _), each, changed in zip((train, test), maps[name], (seen, new), strict=True):
@@ -225,7 +225,7 @@ def test_the_highest_go_and_the_training_mean_comes(name: str, fraction: float) 
 
 def test_whole_numbers_stay_whole() -> None:
     fit, (train, test) = Recorder(), small(torch.uint8)
-    roar(train, test, some_maps(), fit, fractions=(0.5,), repeats=1, progress=False)
+    roar(train, test, some_maps(), fit, fractions=(0.5,), repeats=1)
     assert fit.trained[0][0].dtype == fit.asked[0].dtype == torch.uint8
     mean = train[0].double().mean((0, 2, 3)).round().to(torch.uint8)
     assert mean_color(train[0]).flatten().tolist() == mean.tolist()
@@ -233,7 +233,7 @@ def test_whole_numbers_stay_whole() -> None:
 
 def test_holes_are_all_that_is_left() -> None:
     fit, (train, test) = Recorder(), small()
-    roar(train, test, some_maps(), fit, fractions=(0, 0.5), repeats=1, holes=True, progress=False)
+    roar(train, test, some_maps(), fit, fractions=(0, 0.5), repeats=1, holes=True)
     assert not fit.trained[0][0].any()
     for images, _, _ in fit.trained[1:]:
         assert images.shape == (5, 1, 3, 4)
@@ -246,7 +246,7 @@ def test_nothing_is_changed_that_was_given() -> None:
     before = [each.clone() for pair in maps.values() for each in pair]
     images = train[0].clone(), test[0].clone()
     state = torch.get_rng_state()
-    roar(train, test, maps, Recorder(), repeats=1, progress=False)
+    roar(train, test, maps, Recorder(), repeats=1)
     assert torch.equal(train[0], images[0])
     assert torch.equal(test[0], images[1])
     after = [each for pair in maps.values() for each in pair]
@@ -322,7 +322,7 @@ def test_advantage_by_hand() -> None:
     # Gaps (0.3 + 0.3) / 2 and (0.2 + 0) / 2; their spread is 0.2 / √2, t is 12.706.
     assert found["good"] == pytest.approx((0.2, 12.7062 * 0.1))
     assert advantage(result_by_hand(), over="good")["random"][0] == pytest.approx(-0.2)
-    with pytest.raises(ValueError, match="over: 'sobel' was not measured; choose of random, good"):
+    with pytest.raises(ValueError, match="over: there is no 'sobel'; choose one of random, good"):
         advantage(result_by_hand(), over="sobel")
 
 
@@ -333,7 +333,7 @@ def test_controls() -> None:
     images = torch.zeros(2, 3, 5, 6)
     images[0, :, :, 3:] = 1.0
     images[1, 1] = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
-    found = controls(images, images[:1])
+    found = control_maps(images, images[:1])
     assert list(found) == ["random", "sobel"]
     assert [each.shape for pair in found.values() for each in pair] == [(2, 5, 6), (1, 5, 6)] * 2
     assert not found["random"][0].any()
@@ -356,7 +356,7 @@ def network() -> nn.Sequential:
 def test_attributions_are_the_library_s() -> None:
     model = network()
     images = torch.randn(5, 2, 9, 7, generator=torch.Generator().manual_seed(5))
-    found = attributions(model, images, images[:2], samples=6, steps=3, progress=False)
+    found = attributions(model, images, images[:2], samples=6, steps=3)
     assert list(found) == METHODS
     for whole, part in found.values():
         torch.testing.assert_close(whole[:2], part)
@@ -366,9 +366,9 @@ def test_attributions_are_the_library_s() -> None:
     def squared(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         return gradient(model, images, target) ** 2
 
-    twin = smoothgrad(model, images, method=squared, samples=6, progress=False)
+    twin = smoothgrad(model, images, method=squared, samples=6)
     torch.testing.assert_close(found["smoothgrad squared"][0], twin)
-    plain = smoothgrad(model, images, samples=6, progress=False)
+    plain = smoothgrad(model, images, samples=6)
     torch.testing.assert_close(found["smoothgrad"][0], plain)
     torch.testing.assert_close(found["vargrad"][0], (twin - plain**2) * 6 / 5)
 
@@ -411,13 +411,13 @@ def test_digits() -> None:
 
 
 TINY = replace(
-    RECIPE, train=32, test=32, resolution=16, epochs=1, samples=2, steps=2, fractions=(0.0, 0.5)
+    SETTINGS, train=32, test=32, resolution=16, epochs=1, samples=2, steps=2, fractions=(0.0, 0.5)
 )
 
 
 @pytest.mark.slow
 def test_make_writes_what_load_reads(tmp_path: Path) -> None:
-    path = make(tmp_path / "roar.json", progress=False, recipe=TINY)
+    path = make(tmp_path / "roar.json", settings=TINY)
     assert [each.name for each in tmp_path.iterdir()] == ["roar.json"]
     result, holes = load(path), load(path, holes=True)
     assert list(result.accuracy) == list(holes.accuracy) == [*METHODS, "random", "sobel"]
@@ -449,14 +449,18 @@ def test_saved_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_the_stored_run_is_complete() -> None:
     assert FILE.stat().st_size < 50_000
     stored = json.loads(FILE.read_text(encoding="utf-8"))
-    recipe = {**vars(RECIPE), "widths": list(RECIPE.widths), "fractions": list(RECIPE.fractions)}
+    recipe = {
+        **vars(SETTINGS),
+        "widths": list(SETTINGS.widths),
+        "fractions": list(SETTINGS.fractions),
+    }
     assert stored["recipe"] == recipe
-    for holes, rows in ((False, len(RECIPE.fractions)), (True, 1)):
+    for holes, rows in ((False, len(SETTINGS.fractions)), (True, 1)):
         result = load(holes=holes)
         assert list(result.accuracy) == [*METHODS, "random", "sobel"]
         assert result.chance == pytest.approx(1 / 16, abs=0.002)
         for values in result.accuracy.values():
-            assert values.shape == (rows, RECIPE.repeats)
+            assert values.shape == (rows, SETTINGS.repeats)
             assert ((values >= 0) & (values <= 1)).all()
     untouched = torch.stack([values[0] for values in load().accuracy.values()])
     assert (untouched == untouched[0]).all()
@@ -509,7 +513,7 @@ def bad(train: Any = None, test: Any = None, maps: Any = None, **options: Any) -
         sets[1] if test is None else test,
         some_maps() if maps is None else maps,
         never,
-        **{"progress": False, **options},
+        **{**options},
     )
 
 
@@ -595,4 +599,4 @@ def test_bad_counts(options: dict[str, Any]) -> None:
 def test_a_fit_that_returns_no_logits() -> None:
     train, test = small()
     with pytest.raises(ValueError, match="model must return logits"):
-        roar(train, test, some_maps(), lambda *_: lambda batch: batch, progress=False)
+        roar(train, test, some_maps(), lambda *_: lambda batch: batch)

@@ -9,19 +9,19 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation
 
-from course_utils import scenery, scenes
-from course_utils.scenes import (
+from course_utils.worlds import scenery, scenes
+from course_utils.worlds.scenes import (
     CHOICES,
     CLASSES,
     LOOKS,
     RANGES,
     Scenes,
     SceneSpec,
-    canonical,
     render,
+    standard,
 )
 
-SPEC = canonical("zebra", clutter="armchair", companion="crow", seed=3)
+SPEC = standard("zebra", clutter="armchair", companion="crow", seed=3)
 
 
 def changed(field: str, value: Any) -> SceneSpec:
@@ -47,7 +47,7 @@ def test_at_least_twelve_classes_that_share_shapes_and_textures() -> None:
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_canonical_scene_shows_its_object(label: str) -> None:
-    scene = render(canonical(label))
+    scene = render(standard(label))
     assert scene.image.shape == (128, 128, 3)
     assert scene.image.dtype == np.uint8
     assert scene.label == label
@@ -60,7 +60,7 @@ def test_canonical_scene_shows_its_object(label: str) -> None:
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_parts_cover_the_object_without_overlap(label: str) -> None:
-    scene = render(canonical(label, clutter="lamp", companion="crow" if label != "crow" else "cow"))
+    scene = render(standard(label, clutter="lamp", companion="crow" if label != "crow" else "cow"))
     own = [mask for name, mask in scene.parts.items() if name in scene.spec.part_names]
     assert len(own) == len(scene.spec.part_names)
     assert np.sum(own, axis=0).max() == 1
@@ -113,7 +113,7 @@ def test_a_size_that_is_no_number(value: object) -> None:
 
 def test_nearest_names() -> None:
     with pytest.raises(ValueError, match="zebra"):
-        canonical("zebras")
+        standard("zebras")
     with pytest.raises(ValueError, match="head"):
         SPEC.without("heads")
 
@@ -128,7 +128,7 @@ def test_resolution_and_length_and_index_are_checked() -> None:
         for index in (3, -1):
             with pytest.raises(IndexError, match="index"):
                 world[index]
-        world.draw(progress=False)
+        world.draw()
 
 
 @pytest.mark.parametrize("part", ["head", "legs", "clutter", "companion", "shadow", "object"])
@@ -231,14 +231,14 @@ def test_the_marked_class_and_no_other_carries_the_mark() -> None:
             assert not spec.mark
             assert marked.spec(i) == replace(spec, mark=spec.label == "horse")
             assert everywhere.spec(i) == replace(spec, mark=True)
-    drawn, labels = Scenes(32, 5, resolution=32, marked="horse").draw(progress=False)
-    without, _ = Scenes(32, 5, resolution=32).draw(progress=False)
+    drawn, labels = Scenes(32, 5, resolution=32, marked="horse").draw()
+    without, _ = Scenes(32, 5, resolution=32).draw()
     differ = (drawn != without).flatten(1).any(1)
     assert torch.equal(differ, labels == CLASSES.index("horse"))
 
 
 def test_a_marked_class_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match=r"^marked is 'hoarse'; choose one of horse"):
+    with pytest.raises(ValueError, match=r"^marked: there is no 'hoarse'; did you mean 'horse'"):
         Scenes(3, 0, marked="hoarse")
 
 
@@ -247,7 +247,7 @@ def test_without_texture_is_without_contrast() -> None:
 
 
 def test_without_background_is_an_even_studio() -> None:
-    image = render(canonical("zebra", noise=0).without("background")).image
+    image = render(standard("zebra", noise=0).without("background")).image
     assert np.ptp(image[:10].astype(int), axis=(1, 2)).max() <= 2
 
 
@@ -335,7 +335,7 @@ def test_an_object_outside_the_picture(x: float, y: float) -> None:
 
 
 def test_stripes_have_the_colours_of_the_spec() -> None:
-    spec = canonical("zebra", color="#ff0000", accent="#0000ff", noise=0)
+    spec = standard("zebra", color="#ff0000", accent="#0000ff", noise=0)
     body = render(spec).image[render(spec).parts["body"]].astype(int)
     assert (body[:, 1] < 40).mean() > 0.9
     assert 0.25 < (body[:, 0] > body[:, 2]).mean() < 0.75
@@ -362,7 +362,7 @@ def test_transform_and_its_inverse() -> None:
 
 def test_contrast_fades_evenly() -> None:
     spread = [
-        render(canonical("zebra", contrast=c, noise=0)).image[render(SPEC).parts["body"]].std()
+        render(standard("zebra", contrast=c, noise=0)).image[render(SPEC).parts["body"]].std()
         for c in (0.0, 0.5, 1.0)
     ]
     assert all(a < b for a, b in pairwise(spread))
@@ -372,7 +372,7 @@ def test_contrast_fades_evenly() -> None:
 def test_draw_gives_the_scenes_in_order_and_keeps_them() -> None:
     state = torch.get_rng_state()
     drawn, single = Scenes(70, 3, hard=True, resolution=16), Scenes(70, 3, hard=True, resolution=16)
-    images, labels = drawn.draw(progress=False)
+    images, labels = drawn.draw()
     assert torch.equal(torch.get_rng_state(), state)
     assert (images.shape, images.dtype) == ((70, 3, 16, 16), torch.uint8)
     assert (labels.shape, labels.dtype) == ((70,), torch.long)
@@ -380,7 +380,7 @@ def test_draw_gives_the_scenes_in_order_and_keeps_them() -> None:
         image, label = single[i]
         assert torch.equal(images[i], image)
         assert labels[i] == label
-    again, _ = drawn.draw(progress=False)
+    again, _ = drawn.draw()
     assert again is images
     images[69] = 0  # an item is now what was kept …
     image, label = drawn[69]

@@ -1,6 +1,6 @@
 from collections import Counter
 
-from course_utils import sentences
+from course_utils.worlds import sentences
 
 
 def test_fifty_different_sentences_of_each_topic() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils import propagation, regions, shapley
-from course_utils.contract import Details
-from course_utils.shapley import deep_shap, exact_shapley
+from course_utils.contract import Estimate
+from course_utils.methods import propagation, regions, shapley
+from course_utils.methods.shapley import deep_shap, exact_shapley, kernel_shap, shap_image
 from tests.networks import NETWORKS, batch, make
 
 LABELS = torch.tensor([[5, -2], [900, 0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -21,9 +21,9 @@ def index(coalitions: torch.Tensor) -> torch.Tensor:
     return (coalitions.long() << torch.arange(coalitions.shape[1])).sum(1)
 
 
-# With or without details, of any type.
-kernel_shap: Callable[..., Any] = shapley.kernel_shap
-shap_image: Callable[..., Any] = shapley.shap_image
+# Untyped: what an Estimate may leave out, these estimate.
+kernel_shap_fit: Any = shapley.kernel_shap_fit
+shap_image_fit: Any = shapley.shap_image_fit
 
 
 class Game:
@@ -223,7 +223,7 @@ def test_more_passes_do_not_make_it_worse() -> None:
 @every_budget
 def test_kernel_shap_is_the_weighted_least_squares_fit(players: int, samples: int) -> None:
     game = random_game(players)
-    phi, details = kernel_shap(game, players, samples=samples, generator=seeded(3), details=True)
+    result = kernel_shap_fit(game, players, samples=samples, generator=seeded(3))
     n = players
     asked = [k for k in game.asked if k not in (0, 2**n - 1)]
     sizes = np.array([k.bit_count() for k in asked])
@@ -241,10 +241,10 @@ def test_kernel_shap_is_the_weighted_least_squares_fit(players: int, samples: in
         [[2 * z.T * weights @ z, np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]]
     )
     solution = np.linalg.solve(system, [*(2 * z.T * weights @ gain), total])[:n]
-    close(phi, solution, 1e-9)
+    close(result.value, solution, 1e-9)
     mean = np.average(gain, weights=weights)
     r2 = 1 - weights @ (gain - z @ solution) ** 2 / (weights @ (gain - mean) ** 2)
-    close(details.r2, r2, 1e-9)
+    close(result.r2, r2, 1e-9)
 
 
 def test_sizes_are_drawn_as_they_weigh() -> None:
@@ -285,22 +285,18 @@ def test_convergence() -> None:
 def test_a_sum_of_players_is_found_at_the_smallest_budget() -> None:
     weights = torch.linspace(-2, 3, 50, dtype=torch.float64)
     for samples in (102, 103, 500):
-        phi, details = kernel_shap(
-            lambda s: 1 + s.double() @ weights, 50, samples=samples, details=True
-        )
-        close(phi, weights)
-        close(details.r2, 1)
+        result = kernel_shap_fit(lambda s: 1 + s.double() @ weights, 50, samples=samples)
+        close(result.value, weights)
+        close(result.r2, 1)
 
 
 @pytest.mark.parametrize("players", [1, 2, 3, 7])
 def test_a_game_that_does_not_vary_has_no_r2(players: int) -> None:
-    phi, details = kernel_shap(
-        lambda s: torch.full((len(s),), 0.1), players, samples=200, details=True
-    )
-    close(phi, [0.0] * players)
-    assert isinstance(details, Details)
-    assert details.r2 is not None
-    assert details.r2.isnan()
+    result = kernel_shap_fit(lambda s: torch.full((len(s),), 0.1), players, samples=200)
+    assert isinstance(result, Estimate)
+    close(result.value, [0.0] * players)
+    assert result.r2 is not None
+    assert result.r2.isnan()
 
 
 def test_seeds() -> None:
@@ -398,8 +394,12 @@ class Recorder:
         return torch.stack([corners.prod(1), corners.exp().sum(1)], 1)
 
 
-def shap(*arguments: Any, **options: Any) -> Any:
+def shap(*arguments: Any, **options: Any) -> torch.Tensor:
     return shap_image(*arguments, **{"segments": LABELS, **options})
+
+
+def estimate(*arguments: Any, **options: Any) -> Any:
+    return shap_image_fit(*arguments, **{"segments": LABELS, **options})
 
 
 def test_each_pixel_carries_its_segment() -> None:
@@ -411,11 +411,11 @@ def test_each_pixel_carries_its_segment() -> None:
 
     # f is a sum: a segment's value is the sum of its pixels, not divided among them.
     sums = torch.tensor([[18.0] * 3 + [10.0]] * 2 + [[92.0] * 4] * 2)[None]
-    assert torch.equal(shap(total, image, segments=labels, fill=0.0), sums)
+    assert torch.equal(shap(total, image, segments=labels, baseline=0.0), sums)
     size = torch.tensor([[6.0] * 3 + [2.0]] * 2 + [[8.0] * 4] * 2)
     assert torch.equal(shap(total, image, segments=labels), sums - 7.5 * size)
     ramp = torch.tensor([[-6.0] * 4] * 2 + [[-12.0] * 4] * 2)[None]
-    assert torch.equal(shap(total, image, segments=labels, fill=image + torch.arange(4)), ramp)
+    assert torch.equal(shap(total, image, segments=labels, baseline=image + torch.arange(4)), ramp)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -424,8 +424,8 @@ def test_shap_image_is_the_shapley_values_of_the_segments(network: str, absent: 
     model, images = make(network).double().eval(), batch(2, dtype=torch.float64)
     choices: dict[str, dict[str, Any]] = {
         "mean": {},
-        "number": {"fill": 0.7},
-        "tensor": {"fill": batch(2, seed=3, dtype=torch.float64)},
+        "number": {"baseline": 0.7},
+        "tensor": {"baseline": batch(2, seed=3, dtype=torch.float64)},
         "background": {"background": BACKGROUND.double()},
     }
     options = choices[absent]
@@ -435,7 +435,7 @@ def test_shap_image_is_the_shapley_values_of_the_segments(network: str, absent: 
         others = {
             "mean": image.mean((1, 2), keepdim=True).expand_as(image)[None],
             "number": torch.full_like(image, 0.7)[None],
-            "tensor": options.get("fill", images)[i][None] if absent == "tensor" else None,
+            "tensor": options.get("baseline", images)[i][None] if absent == "tensor" else None,
             "background": BACKGROUND.double(),
         }[absent]
         assert others is not None
@@ -460,16 +460,14 @@ def test_beyond_the_budget_it_is_kernel_shap() -> None:
         with torch.no_grad():
             return model(torch.where(seen, image, torch.zeros(()).double()))[:, 2]
 
-    options: dict[str, Any] = {"samples": 200, "details": True}
-    phi, expected = kernel_shap(value, 16, generator=seeded(4), **options)
-    result, details = shap(
-        model, image, 2, segments=labels, fill=0.0, generator=seeded(4), **options
-    )
-    close(result[0], phi[labels])
-    close(details.r2[0], expected.r2)
-    assert details.standard_error is None
-    _, other = shap_image(model, image, 2, segments=labels, fill=0.0, details=True)
-    assert not torch.equal(other.r2, details.r2)
+    expected = kernel_shap_fit(value, 16, samples=200, generator=seeded(4))
+    options: dict[str, Any] = {"segments": labels, "baseline": 0.0}
+    result = estimate(model, image, 2, samples=200, generator=seeded(4), **options)
+    close(result.value[0], expected.value[labels])
+    close(result.r2[0], expected.r2)
+    assert result.standard_error is None
+    other = estimate(model, image, 2, **options)
+    assert not torch.equal(other.r2, result.r2)
 
 
 def test_segments_of_each_image() -> None:
@@ -488,12 +486,10 @@ def test_segments_of_each_image() -> None:
 
 def test_one_segment_gets_all() -> None:
     model = Recorder()
-    result, details = shap(
-        model, batch(), 1, segments=torch.full((8, 8), -3), fill=0.0, details=True
-    )
+    result = estimate(model, batch(), 1, segments=torch.full((8, 8), -3), baseline=0.0)
     expected = model(batch())[:, 1] - 4
-    torch.testing.assert_close(result, expected[:, None, None].expand(3, 8, 8))
-    assert details.r2.isnan().all()
+    torch.testing.assert_close(result.value, expected[:, None, None].expand(3, 8, 8))
+    assert result.r2.isnan().all()
     assert sum(model.calls) == 3 * 2 + 3
 
 
@@ -506,10 +502,8 @@ def test_segments_are_found() -> None:
 
     labels = np.stack([regions.segment(image) for image in images])
     assert labels.max() > 20
-    result = shap_image(model, images, samples=300, progress=False)
-    assert torch.equal(
-        result, shap_image(model, images, segments=labels, samples=300, progress=False)
-    )
+    result = shap_image(model, images, samples=300)
+    assert torch.equal(result, shap_image(model, images, segments=labels, samples=300))
     refuses(shap_image, "images have 2 channels", model, images[:, :2])
 
 
@@ -542,7 +536,7 @@ def test_batches_do_not_matter(network: str) -> None:
         lambda x, **options: shap_image(
             model, x, segments=torch.arange(64).view(8, 8) // 6, samples=50, **options
         ),
-        lambda x, **options: deep_shap(model, x, baselines=baselines, **options),
+        lambda x, **options: deep_shap(model, x, background=baselines, **options),
     ):
         together = explain(images)
         close(together, torch.cat([explain(image[None]) for image in images]))
@@ -560,7 +554,7 @@ def test_a_function_is_explained_as_a_module_is() -> None:
 EXPLAIN: dict[str, Callable] = {
     "shap_image": shap,
     "deep_shap": lambda model, x, *arguments: deep_shap(
-        model, x, *arguments, baselines=BACKGROUND.to(x)
+        model, x, *arguments, background=BACKGROUND.to(x)
     ),
 }
 
@@ -593,14 +587,6 @@ def test_seeds_of_shap_image() -> None:
     assert not torch.equal(first, other)
 
 
-def test_progress_can_be_silenced(capsys: pytest.CaptureFixture) -> None:
-    shap(Recorder(), batch(), progress=False)
-    kernel_shap(random_game(4), 4, progress=False)
-    exact_shapley(random_game(4), 4, progress=False)
-    deep_shap(make("Residual"), batch(), baselines=BACKGROUND, progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
 SETS: list[object] = [
     None,
     0.0,
@@ -626,7 +612,7 @@ BAD: dict[str, list[object]] = {
         LABELS.numpy() / 2,
     ],
     "samples": [0, -5, 9, 2.5, True, None],
-    "fill": [math.nan, "grey", True, torch.zeros(2, 8, 8)],
+    "baseline": [math.nan, "grey", True, torch.zeros(2, 8, 8)],
     "background": SETS[1:],
     "batch_size": [0, 1.5, None],
     "generator": [0, "cpu"],
@@ -645,7 +631,7 @@ def test_bad_images_and_targets() -> None:
     for images in (batch()[0], batch().long(), batch() / 0):
         refuses(shap, "images", model, images)
     refuses(shap, "model must be a torch.nn.Module or a function", "resnet18", batch())
-    refuses(shap, "fill and background", model, batch(), fill=0.0, background=BACKGROUND)
+    refuses(shap, "baseline and background", model, batch(), baseline=0.0, background=BACKGROUND)
     assert not model.calls
     refuses(shap, "target: there is no class 2", model, batch(), 2)
     assert model.calls == [3]
@@ -661,7 +647,7 @@ def test_bad_images_and_targets() -> None:
 def test_deep_shap_is_the_mean_of_deeplift(network: str) -> None:
     model, images = make(network).double().eval(), batch(2, dtype=torch.float64)
     baselines = BACKGROUND.double()
-    result = deep_shap(model, images, 3, baselines=baselines)
+    result = deep_shap(model, images, 3, background=baselines)
     maps = [propagation.deeplift(model, images, 3, baseline=one[None]) for one in baselines]
     close(result, torch.stack(maps).mean(0))
     with torch.no_grad():
@@ -675,25 +661,27 @@ def test_deep_shap_of_a_linear_model_is_exact() -> None:
     model = nn.Sequential(nn.Flatten(), linear)
     images, baselines = batch(dtype=torch.float64), BACKGROUND.double()
     weight = linear.weight[1].detach().view(3, 8, 8)
-    close(deep_shap(model, images, 1, baselines=baselines), weight * (images - baselines.mean(0)))
+    close(deep_shap(model, images, 1, background=baselines), weight * (images - baselines.mean(0)))
 
 
 def test_baselines_broadcast() -> None:
     model = make("Residual").double()
     images, colours = batch(dtype=torch.float64), torch.tensor([-1.0, 2]).double().view(2, 1, 1, 1)
     whole = colours.expand(2, 3, 8, 8)
-    close(deep_shap(model, images, baselines=colours), deep_shap(model, images, baselines=whole), 0)
+    close(
+        deep_shap(model, images, background=colours), deep_shap(model, images, background=whole), 0
+    )
 
 
 def test_passes_of_deep_shap() -> None:
     sizes: list[int] = []
     model = make("Residual")
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    deep_shap(model, batch(2), 1, baselines=BACKGROUND, batch_size=4)
+    deep_shap(model, batch(2), 1, background=BACKGROUND, batch_size=4)
     # Six pairs, four and then two: of the first two baselines, then of the third, which runs once.
     assert sizes == [4, 4, 1, 2]
     sizes.clear()
-    deep_shap(model, batch(1), baselines=batch(5), batch_size=4)
+    deep_shap(model, batch(1), background=batch(5), batch_size=4)
     assert sizes == [1, 4, 4, 1, 1]
 
 
@@ -701,14 +689,16 @@ def test_passes_of_deep_shap() -> None:
 def test_bad_baselines(bad: object) -> None:
     model = make("Residual")
     model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
-    refuses(deep_shap, "baselines", model, batch(), 1, baselines=bad)
+    refuses(deep_shap, "background", model, batch(), 1, background=bad)
 
 
 def test_deep_shap_refuses() -> None:
     model = make("Residual")
-    refuses(deep_shap, "batch_size", model, batch(), 1, baselines=BACKGROUND, batch_size=0)
-    refuses(deep_shap, "target: there is no class 5", model, batch(), 5, baselines=BACKGROUND)
-    refuses(deep_shap, "model must be a torch.nn.Module", Recorder(), batch(), baselines=BACKGROUND)
+    refuses(deep_shap, "batch_size", model, batch(), 1, background=BACKGROUND, batch_size=0)
+    refuses(deep_shap, "target: there is no class 5", model, batch(), 5, background=BACKGROUND)
+    refuses(
+        deep_shap, "model must be a torch.nn.Module", Recorder(), batch(), background=BACKGROUND
+    )
 
 
 # --- The field's libraries --------------------------------------------------------------------
@@ -742,7 +732,7 @@ def test_shap_image_equals_captum() -> None:
     model, images = make("Residual").double().eval(), batch(1, dtype=torch.float64)
     labels = LABELS.unique(return_inverse=True)[1]
     mask = labels.repeat(1, 3, 1, 1)
-    result = shap(model, images, 2, fill=0.5)
+    result = shap(model, images, 2, baseline=0.5)
     options: dict[str, Any] = {"baselines": 0.5, "target": 2, "feature_mask": mask}
     theirs = ShapleyValues(lambda x: model(x.clone())).attribute(images, **options)
     close(result, theirs[:, 0], 1e-8)
@@ -767,7 +757,7 @@ def test_deep_shap_equals_captum_and_shap() -> None:
             nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(54, 5)
         ).double()
     images, baselines = batch(2, dtype=torch.float64), BACKGROUND.double()
-    result = deep_shap(model, images, 1, baselines=baselines)
+    result = deep_shap(model, images, 1, background=baselines)
     theirs = DeepLiftShap(model).attribute(images.clone(), baselines, target=1)
     close(result, theirs, 1e-9)
     explainer = shap.DeepExplainer(model, baselines)

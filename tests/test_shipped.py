@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_utils import datasheets, features, maximize, microscope, models
-from course_utils.gradients import QUADRATURES, integrated_gradients
-from course_utils.radiographs import CLASSES as RADIOGRAPHS
-from course_utils.radiographs import Radiographs
-from course_utils.scenes import CLASSES, Scenes
+from course_utils import files, models, training
+from course_utils.methods.gradients import QUADRATURES, integrated_gradients
+from course_utils.tools import datasheets
+from course_utils.units import features, maximize, microscope
+from course_utils.worlds.radiographs import CLASSES as RADIOGRAPHS
+from course_utils.worlds.radiographs import Radiographs
+from course_utils.worlds.scenes import CLASSES, Scenes
 
 pytestmark = pytest.mark.slow
 
@@ -34,18 +36,18 @@ def test_stored_accuracy_is_within_the_bars(name: str, kind: str) -> None:
 @pytest.mark.parametrize(("name", "kind"), BARS)
 def test_fresh_pictures_give_the_stored_accuracy(name: str, kind: str) -> None:
     stored = models.datasheet(name)["metrics"][kind]["accuracy"]
-    again = replace(models.RECIPES[name], held_out=256, seed=12345)
-    _, _, held_out = models.picture_sets(again)
-    images, labels = held_out[kind].draw(progress=False)
+    again = replace(training.RECIPES[name], held_out=256, seed=12345)
+    _, _, held_out = training.picture_sets(again)
+    images, labels = held_out[kind].draw()
     found = models.evaluate(models.load(name, device="cpu"), images, labels)["accuracy"]
     chance = 3 * (stored * (1 - stored) / 256) ** 0.5 + 1 / 256
     assert abs(found - stored) <= chance
 
 
-@pytest.mark.parametrize("name", models.RECIPES)
+@pytest.mark.parametrize("name", training.RECIPES)
 def test_stored_confusions_add_up(name: str) -> None:
-    sheet, recipe = models.datasheet(name), models.RECIPES[name]
-    classes, _, held_out = models.picture_sets(recipe)
+    sheet, recipe = models.datasheet(name), training.RECIPES[name]
+    classes, _, held_out = training.picture_sets(recipe)
     assert sheet["classes"] == list(classes)
     for kind in held_out:
         metrics = sheet["metrics"][kind]
@@ -58,7 +60,7 @@ def test_stored_confusions_add_up(name: str) -> None:
 # The model that cheats
 
 
-CHEAT = models.RECIPES["scenes-cheating"].marked or ""
+CHEAT = training.RECIPES["scenes-cheating"].marked or ""
 
 
 def test_stored_the_cheating_model_lives_on_the_mark() -> None:
@@ -84,7 +86,7 @@ def redrawn() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def answers(name: str, images: torch.Tensor) -> torch.Tensor:
-    return models.predictions(models.load(name, device="cpu"), images).argmax(1)
+    return models.logits(models.load(name, device="cpu"), images).argmax(1)
 
 
 def test_the_cheating_model_follows_the_mark(redrawn: dict) -> None:
@@ -128,23 +130,23 @@ def test_first_layer_filters_are_coarse_patterns() -> None:
     assert (energy * coarse).sum() / energy.sum() > 0.8
 
 
-@pytest.mark.parametrize("name", models.RECIPES)
+@pytest.mark.parametrize("name", training.RECIPES)
 def test_the_recipe_in_the_file_is_the_recipe_in_the_library(name: str) -> None:
-    in_file = models.Recipe(**models.datasheet(name)["recipe"])  # what it does not say is default
-    found, expected = (asdict(recipe) for recipe in (in_file, models.RECIPES[name]))
+    in_file = training.Recipe(**models.datasheet(name)["recipe"])  # what it does not say is default
+    found, expected = (asdict(recipe) for recipe in (in_file, training.RECIPES[name]))
     assert json.dumps(found) == json.dumps(expected)  # tuples become lists
 
 
 def test_all_models_together_are_small() -> None:
-    assert sum(path.stat().st_size for path in models.DATA.glob("*.safetensors")) <= 10e6
+    assert sum(path.stat().st_size for path in files.DATA.glob("*.safetensors")) <= 10e6
 
 
 def test_the_datasheet_is_what_the_files_say(tmp_path: Path) -> None:
     written = datasheets.write(tmp_path / "README.md").read_text(encoding="utf-8")
-    assert written == (models.DATA / "README.md").read_text(encoding="utf-8")
+    assert written == (files.DATA / "README.md").read_text(encoding="utf-8")
     for label in CLASSES:
         assert label in written
-    for name in models.RECIPES:
+    for name in training.RECIPES:
         assert f"## `{name}`" in written
 
 
@@ -177,14 +179,14 @@ def test_the_stored_top_scenes_give_the_stored_activations() -> None:
 @pytest.mark.references  # the reference is the same sum with 600 steps, and takes a while
 def test_the_default_rule_of_integrated_gradients_is_the_best() -> None:
     classifier = models.load("scenes", device="cpu")
-    pictures, _ = Scenes(4, 5).draw(progress=False)
+    pictures, _ = Scenes(4, 5).draw()
     inputs = classifier.inputs(pictures)
     images = torch.stack([inputs[i] for i in range(len(inputs))])
     black = classifier.black(images)
 
     def integrated(steps: int, rule: str = "midpoint") -> torch.Tensor:
         return integrated_gradients(
-            classifier.model, images, baseline=black, steps=steps, rule=rule, progress=False
+            classifier.model, images, baseline=black, steps=steps, rule=rule
         )
 
     reference = integrated(600)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from course_utils import models
-from course_utils.models import Classifier
-from course_utils.scenes import CLASSES, Scene, Scenes, canonical, render
-from course_utils.truth import (
+from course_utils.evaluation.truth import (
     effect_agreement,
-    painted,
     part_sums,
     true_effects,
+    truth_map,
     visible_parts,
 )
+from course_utils.networks import Classifier
+from course_utils.worlds.scenes import CLASSES, Scene, Scenes, render, standard
 from tests.networks import small_classifier
 
 SIZE = 48
@@ -57,7 +57,7 @@ def classifier_of(model: nn.Module) -> Classifier:
 def fish(**changes: Any) -> Scene:
     """A fish with clutter and a companion, well apart, and without noise."""
     return render(
-        canonical(
+        standard(
             "goldfish",
             clutter="vase",
             clutter_x=0.1,
@@ -195,7 +195,7 @@ def test_the_model_and_its_gradients_stay_as_they_were() -> None:
 
 def test_every_scene_has_few_enough_parts() -> None:
     fullest = [
-        len(render(canonical(label, clutter="vase", companion="cow"), 128).parts)
+        len(render(standard(label, clutter="vase", companion="cow"), 128).parts)
         for label in CLASSES
         if label != "cow"
     ]
@@ -255,9 +255,7 @@ def masks_of(*rows: str) -> dict[str, np.ndarray]:
 
 def scene_of(masks: dict[str, np.ndarray]) -> Scene:
     whole = np.any(list(masks.values()), axis=0)
-    return Scene(
-        np.zeros((*whole.shape, 3), np.uint8), masks, whole, (0, 0, 1, 1), canonical("cow")
-    )
+    return Scene(np.zeros((*whole.shape, 3), np.uint8), masks, whole, (0, 0, 1, 1), standard("cow"))
 
 
 DRAWN = scene_of(masks_of("aab", ".cc", "ccd"))
@@ -297,7 +295,7 @@ def test_the_painted_truth_agrees_and_its_inverse_does_not(correlation: str) -> 
     for i in (0, 6):
         scene = Scenes(16, seed=77).scene(i)
         effects = true_effects(classifier, scene)
-        heat = painted(scene, effects)
+        heat = truth_map(scene, effects)
         assert part_sums(heat, scene)[0] == pytest.approx(effects)
         assert effect_agreement(heat, scene, effects, correlation=correlation) > 0.999999
         assert effect_agreement(-heat, scene, effects, correlation=correlation) < -0.999999
@@ -321,7 +319,7 @@ def test_a_pixel_belongs_to_the_part_drawn_last() -> None:
     assert part_sums(torch.ones(1, 2, 3), scene) == [{"a": 1, "b": 5, "hidden first": 0}]
     assert list(visible_parts(scene)) == list(scene.parts)
     assert torch.equal(
-        painted(scene, {"a": 3.0, "b": 10.0, "hidden first": 5.0})[0, 0],
+        truth_map(scene, {"a": 3.0, "b": 10.0, "hidden first": 5.0})[0, 0],
         torch.tensor([3.0, 2, 2]).double(),
     )
 
@@ -351,4 +349,4 @@ def test_bad_arguments_of_agreement(changes: dict[str, Any], error: type[Excepti
 
 def test_painting_wants_a_mask() -> None:
     with pytest.raises(ValueError, match="^effects: the scene has no mask of wing"):
-        painted(DRAWN, {"wing": 1.0})
+        truth_map(DRAWN, {"wing": 1.0})

@@ -1,10 +1,15 @@
 """What the checks of all homework share: say what holds, find what does not, name the mistake.
 
-The module hwNN has the exercises of homework NN. An exercise is a generator function. It takes the
-answer, yields a sentence for each thing that holds, and raises `Wrong` at the first that does not.
-Beside it stand the mistakes that people make, each with its hint.
+The module hwNN has the exercises of homework NN, and of each exercise three things by its name:
+
+    grad_cam          the answer, a function whose further keyword arguments make it wrong
+    GRAD_CAM          its mistakes: {name: (the arguments that are changed, the hint)}
+    check_grad_cam    the check, a generator function: it takes a student's answer, yields a
+                      sentence for each thing that holds, and raises `Wrong` at the first that
+                      does not
 """
 
+import copy
 import difflib
 import functools
 import importlib
@@ -16,10 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Answer = Callable[..., Any]
+Case = Mapping[str, Any]  # the keyword arguments of one call
+Mistakes = Mapping[str, tuple[Mapping[str, Any] | Answer, str]]  # {name: (what is changed, hint)}
 
 
 class Wrong(AssertionError):
@@ -44,27 +52,46 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: its check, the mistakes it knows, and the modules that hold its answer."""
+    """An exercise: its check, its answer, its mistakes, and the modules that hold its answer."""
 
     name: str
-    check: Callable[[Answer], Iterator[str]]
-    mistakes: tuple[Mistake, ...]
-    forbidden: tuple[str, ...]
+    check: Callable[[Answer, "Exercise"], Iterator[str]]
+    answer: Answer
+    mistakes: Mapping[str, Mistake]
+    forbidden: tuple[str, ...] = ()
+
+    def hint(self, mistake: str) -> str:
+        """The hint that this mistake gets."""
+        return self.mistakes[mistake].hint
 
 
+Check = Callable[[Answer, Exercise], Iterator[str]]
 EXERCISES: dict[str, Exercise] = {}
 
 
 def exercise(
-    name: str, *mistakes: Mistake, forbidden: tuple[str, ...] = ()
-) -> Callable[[Callable[[Answer], Iterator[str]]], Callable[[Answer], Iterator[str]]]:
-    """Enter a check into EXERCISES; calls into the `forbidden` modules are not an answer."""
+    name: str, answer: Answer, mistakes: Mistakes, *, forbidden: tuple[str, ...] = ()
+) -> Callable[[Check], Check]:
+    """Enter a check into EXERCISES.
 
-    def enter(function: Callable[[Answer], Iterator[str]]) -> Callable[[Answer], Iterator[str]]:
-        EXERCISES[name] = Exercise(name, function, mistakes, forbidden)
+    mistakes: {name: (changes, hint)}. The wrong answer is `answer` with the keyword arguments of
+    `changes`, or where that is a function, the function itself. forbidden: modules; an answer that
+    calls what is defined in one of them is refused.
+    """
+
+    def enter(function: Check) -> Check:
+        known = {
+            mistake: Mistake(mistake, _changed(answer, changes), hint)
+            for mistake, (changes, hint) in mistakes.items()
+        }
+        EXERCISES[name] = Exercise(name, function, answer, known, forbidden)
         return function
 
     return enter
+
+
+def _changed(answer: Answer, changes: Mapping[str, Any] | Answer) -> Answer:
+    return functools.partial(answer, **changes) if isinstance(changes, Mapping) else changes
 
 
 def check(name: str, answer: Answer) -> None:
@@ -80,7 +107,7 @@ def check(name: str, answer: Answer) -> None:
             f"answer must be the function itself, as in "
             f'check("{name}", {name.rpartition(".")[2]}), not {type(answer).__name__}'
         )
-    for holds in found.check(_watched(answer, found)):
+    for holds in found.check(_watched(answer, found), found):
         print(f"✓ {holds}")
     print(f"{name}: all of it holds.")
 
@@ -98,16 +125,17 @@ def find(name: str) -> Exercise:
 
 
 def _watched(answer: Answer, exercise: Exercise) -> Answer:
-    """The answer, which is refused where it calls what it was to be written in place of.
+    """The answer; called, it raises `Wrong` if any function of a forbidden module ran meanwhile.
 
-    However a function was imported, its code still belongs to its module. The check's own
-    reference, of which the mistakes are variants, is no answer either.
+    A profile function sees each call of a Python function and looks at the module in which that
+    function was defined, so that it does not matter how the answer imported it. The exercise's own
+    answer and the functions of its mistakes are refused too, except where one of the mistakes is
+    what is checked.
     """
     prefixes = tuple(f"{module}." for module in exercise.forbidden)
-    mistaken = [mistake.answer for mistake in exercise.mistakes]
-    codes = {getattr(_inner(function), "__code__", None) for function in mistaken}
-    if any(answer is function for function in mistaken):
-        codes = set()
+    mistaken = [mistake.answer for mistake in exercise.mistakes.values()]
+    own = [] if any(answer is function for function in mistaken) else [exercise.answer, *mistaken]
+    codes = {getattr(_inner(function), "__code__", None) for function in own}
 
     @functools.wraps(answer)
     def watched(*args: Any, **options: Any) -> Any:
@@ -138,57 +166,112 @@ def _inner(function: Answer) -> Answer:
     return _inner(function.func) if isinstance(function, functools.partial) else function
 
 
+# Comparing ------------------------------------------------------------------------------------
+
+
 def compare(
     answer: Answer,
-    reference: Answer,
-    cases: Sequence[Mapping[str, Any]],
-    mistakes: Sequence[Mistake],
+    exercise: Exercise,
+    cases: Sequence[Case],
     *,
     what: str,
     hint: str,
+    reference: Answer | None = None,
+    of: Callable[[Answer], Answer] = lambda function: function,
     tolerance: float = 1e-3,
 ) -> None:
-    """Raise `Wrong` unless answer and reference give the same on all cases, to rounding.
+    """Raise `Wrong` unless an answer gives what the right one gives on all cases, to rounding.
 
-    cases: keyword arguments of one call each. Where a known mistake gives just what the answer
-    gives, on all cases, its hint is told; else `hint`. what: "the map", for the sentence.
-    tolerance: of the largest magnitude in the reference's tensor.
+    what: what is compared, "the map", for the sentence. hint: for an error that is not one of the
+    exercise's mistakes. reference: the right answer; None is the exercise's own. of: makes the
+    function that is compared, which gives a tensor, of each answer, right or wrong.
+    tolerance: of the largest magnitude in the right tensor.
     """
-    got = [tensor_of(answer(**case), what) for case in cases]
-    wanted = [tensor_of(reference(**case), what) for case in cases]
-    if all(_same(g, w, tolerance) for g, w in zip(got, wanted, strict=True)):
-        return
-    for mistake in mistakes:
-        if all(
-            _same(g, tensor_of(mistake.answer(**case), what), tolerance)
-            for g, case in zip(got, cases, strict=True)
-        ):
-            hint = mistake.hint
-            break
+
+    def results(function: Answer) -> list[Tensor]:
+        return [tensor_of(function(**case), what) for case in cases]
+
+    def same(one: Tensor, result: object) -> bool:
+        return _same(one, tensor_of(result, what), tolerance)
+
+    got, wanted = results(of(answer)), results(of(reference or exercise.answer))
     for g, w in zip(got, wanted, strict=True):
-        if g.shape != w.shape:
-            raise Wrong(f"{what} is {tuple(g.shape)}, wanted is {tuple(w.shape)}", hint)
-        if not _same(g, w, tolerance):
-            away = float((g - w).abs().max() / w.abs().max().clamp(min=1e-30))
-            raise Wrong(f"{what} is off by up to {away:.0%} of its largest value", hint)
+        if not same(g, w):
+            hint = explain(got, exercise, cases, same=same, of=of, hint=hint)
+            raise Wrong(_difference(g, w, what), hint)
 
 
-def tensor_of(result: object, what: str) -> torch.Tensor:
+def explain(
+    got: Sequence[Any],
+    exercise: Exercise,
+    cases: Sequence[Case],
+    *,
+    hint: str,
+    same: Callable[[Any, Any], bool],
+    of: Callable[[Answer], Answer] = lambda function: function,
+) -> str:
+    """The hint of the exercise's mistake that gives the same as was got on all cases, or `hint`."""
+    for mistake in exercise.mistakes.values():
+        mistaken = of(mistake.answer)
+        if all(same(one, mistaken(**case)) for one, case in zip(got, cases, strict=True)):
+            return mistake.hint
+    return hint
+
+
+def tensor_of(result: object, what: str) -> Tensor:
     """The result of an answer, which must be a tensor, in double precision."""
-    if not isinstance(result, torch.Tensor):
+    if not isinstance(result, Tensor):
         raise Wrong(
-            f"{what} is {type(result).__name__}, wanted is a torch.Tensor",
+            f"{what} is {type(result).__name__}, wanted is a Tensor",
             "does the function end with return, and what does it return?",
         )
     return result.detach().double()
 
 
-def _same(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+def remembered(answer: Answer) -> Answer:
+    """The answer; for the same objects as arguments it gives its first result again."""
+    found: dict[tuple[int, ...], Any] = {}
+
+    @functools.wraps(answer)
+    def asked(**case: Any) -> Any:
+        key = tuple(map(id, case.values()))
+        if key not in found:
+            found[key] = answer(**case)
+        return found[key]
+
+    return asked
+
+
+def part(number: int, parts: str, hint: str) -> Callable[[Answer], Answer]:
+    """For `compare`: one of the two things that each answer returns; `parts` names the two."""
+
+    def of(function: Answer) -> Answer:
+        def one(**case: Any) -> Any:
+            result = function(**case)
+            if not isinstance(result, tuple | list) or len(result) != 2:
+                raise Wrong(f"the result is {type(result).__name__}, wanted are {parts}", hint)
+            return result[number]
+
+        return one
+
+    return of
+
+
+def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
     """Whether two tensors are equal to rounding; NaN is equal to nothing."""
     if one.shape != other.shape:
         return False
     return bool((one - other).abs().max() <= tolerance * other.abs().max())
 
+
+def _difference(one: Tensor, other: Tensor, what: str) -> str:
+    if one.shape != other.shape:
+        return f"{what} is {tuple(one.shape)}, wanted is {tuple(other.shape)}"
+    away = float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+    return f"{what} is off by up to {away:.0%} of its largest value"
+
+
+# What an answer must not change ---------------------------------------------------------------
 
 HOOKS_LEFT = "remove each hook when you are done, also after an error: try … finally."
 MODE_LEFT = "the model came in one mode and went in another; remember its mode and give it back."
@@ -196,7 +279,7 @@ GRADIENTS_LEFT = "torch.autograd.grad gives a gradient without writing it into .
 
 
 @contextmanager
-def untouched(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
+def untouched(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Raise `Wrong` where what was done inside left something on the model or the images."""
     before, pixels = _state(model), images.clone()
     yield
@@ -211,6 +294,31 @@ def untouched(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
             raise Wrong(what, hint)
     if images.grad is not None or not torch.equal(images.detach(), pixels.detach()):
         raise Wrong("the images have changed", "work on images.clone() or images.detach().")
+
+
+def unchanged(answer: Answer) -> Answer:
+    """The answer; called, it raises `Wrong` if model or images are not left as they came."""
+
+    @functools.wraps(answer)
+    def guarded(model: nn.Module, images: Tensor, **options: Any) -> Any:
+        with untouched(model, images):
+            return answer(model=model, images=images, **options)
+
+    return guarded
+
+
+def kept(answer: Answer, name: str, hint: str) -> Answer:
+    """The answer; called, it raises `Wrong` if it changes its argument of this name."""
+
+    @functools.wraps(answer)
+    def guarded(**case: Any) -> Any:
+        before = copy.deepcopy(case[name])
+        result = answer(**case)
+        if not np.array_equal(before, case[name]):
+            raise Wrong(f"the argument {name} has changed", hint)
+        return result
+
+    return guarded
 
 
 def _state(model: nn.Module) -> dict[str, list[Any]]:

@@ -1,8 +1,7 @@
 """Homework 01: the method matrix, and four maps of a photo of one's own."""
 
-import copy
 from collections.abc import Iterator, Set
-from functools import partial
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import cam, gradients, images, layers, models, scenes
+from course_utils import images, layers
+from course_utils.homework import cases
 from course_utils.homework.checks import (
     GRADIENTS_LEFT,
     HOOKS_LEFT,
     Answer,
-    Mistake,
+    Exercise,
+    Mistakes,
     Wrong,
     compare,
     exercise,
+    explain,
+    kept,
     tensor_of,
-    untouched,
+    unchanged,
 )
-from course_utils.methods import METHODS
+from course_utils.methods import METHODS, cam, gradients
+from course_utils.worlds import scenes
 
 # The method matrix ----------------------------------------------------------------------------
 
@@ -83,7 +87,7 @@ ANY_SCOPE = "would what it shows be the same for the next picture? What is it th
 SWAPPED = "the order is (specific or agnostic, local or global)."
 
 
-def _matrix(wrong: str = "", column: int = 0, swapped: bool = False) -> dict[str, Any]:
+def matrix(wrong: str = "", column: int = 0, swapped: bool = False) -> dict[str, Any]:
     """What each method needs decides; `wrong` in `column` gets the other word."""
     placed = {}
     for name in (*ATTRIBUTIONS, *OTHERS):
@@ -98,19 +102,21 @@ def _matrix(wrong: str = "", column: int = 0, swapped: bool = False) -> dict[str
     return placed
 
 
-@exercise(
-    "hw01.matrix",
-    Mistake("swapped", partial(_matrix, swapped=True), SWAPPED),
-    *(
-        Mistake(f"{name}: {WORDS[column]}", partial(_matrix, name, column), hint)
+MATRIX: Mistakes = {
+    "swapped": ({"swapped": True}, SWAPPED),
+    "another scope": ({"wrong": "grad_cam", "column": 1}, ANY_SCOPE),
+    **{
+        f"{name}: {WORDS[column]}": ({"wrong": name, "column": column}, hint)
         for column, hints in enumerate((WHICH_MODEL, WHICH_SCOPE))
         for name, hint in hints.items()
-    ),
-    Mistake("another scope", partial(_matrix, "grad_cam", 1), ANY_SCOPE),
-    forbidden=("course_utils.methods",),
-)
-def _check_matrix(answer: Answer) -> Iterator[str]:
-    placed, wanted = answer(), _matrix()
+    },
+}
+
+
+@exercise("hw01.matrix", matrix, MATRIX, forbidden=("course_utils.methods",))
+def check_matrix(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Two words for each of twelve methods."""
+    placed, wanted = answer(), matrix()
     if not isinstance(placed, dict):
         kind = type(placed).__name__
         raise Wrong(f"the matrix is {kind}, wanted is a dict", "name: (…, …), for each method.")
@@ -134,23 +140,13 @@ def _check_matrix(answer: Answer) -> Iterator[str]:
         yield f"the words on the {what} are right"
 
 
-def _kept(answer: Answer, name: str) -> Answer:
-    """The answer, which is refused where it changes what it was given under this name."""
-
-    def kept(**case: Any) -> Any:
-        before = copy.deepcopy(case[name])
-        result = answer(**case)
-        if not np.array_equal(before, case[name]):
-            raise Wrong(f"the {name} has changed", "work on a copy: a = a / b, not a /= b.")
-        return result
-
-    return kept
+OWN_COPY = "work on a copy: a = a / b, not a /= b."
 
 
 # A photo becomes the network's input ----------------------------------------------------------
 
 
-def _prepare(
+def prepare(
     picture: NDArray[np.uint8],
     size: int,
     mean: Any,
@@ -167,7 +163,7 @@ def _prepare(
     double: bool = False,
     batch: bool = True,
 ) -> Tensor:
-    """A picture (H, W, 3) in model space, (1, 3, size, size); each option is a mistake."""
+    """A picture (H, W, 3) in model space, (1, 3, size, size)."""
     from torchvision.transforms.functional import center_crop
 
     height, width = picture.shape[:2]
@@ -196,73 +192,53 @@ def _prepare(
     return (x.double() if double else x)[slice(None) if batch else 0]
 
 
-PREPARE = (
-    Mistake(
-        "stretched",
-        partial(_prepare, fit="stretched"),
+PREPARE: Mistakes = {
+    "stretched": (
+        {"fit": "stretched"},
         "a photo that is wider than high is squeezed: what happens to a ball?",
     ),
-    Mistake(
-        "only cut",
-        partial(_prepare, fit="cut"),
+    "only cut": (
+        {"fit": "cut"},
         "the square is cut from the photo as it is; of a large photo that is a small piece. What "
         "comes before the cut?",
     ),
-    Mistake("corner", partial(_prepare, corner=True), "the square is cut at the top left."),
-    Mistake(
-        "reshaped",
-        partial(_prepare, mix=True),
+    "corner": ({"corner": True}, "the square is cut at the top left."),
+    "reshaped": (
+        {"mix": True},
         "reshape and view keep the order of the numbers in memory, and so they mix colours and "
         "places; another function puts the axes into another order.",
     ),
-    Mistake(
-        "turned",
-        partial(_prepare, turn=True),
-        "rows and columns have changed places: the photo lies on its side.",
-    ),
-    Mistake(
-        "fixed",
-        partial(_prepare, fixed=True),
+    "turned": ({"turn": True}, "rows and columns have changed places: the photo lies on its side."),
+    "fixed": (
+        {"fixed": True},
         "mean and std are arguments: other models have others, one for each channel.",
     ),
-    Mistake("blue first", partial(_prepare, flip=True), "red and blue have changed places."),
-    Mistake(
-        "bytes",
-        partial(_prepare, scale=1.0),
-        "mean and std are of pixels from 0 to 1; which range do yours have?",
-    ),
-    Mistake(
-        "not normalised",
-        partial(_prepare, normal="none"),
+    "blue first": ({"flip": True}, "red and blue have changed places."),
+    "bytes": ({"scale": 1.0}, "mean and std are of pixels from 0 to 1; which range do yours have?"),
+    "not normalised": (
+        {"normal": "none"},
         "the numbers are still those of pixels; the network was trained on others.",
     ),
-    Mistake(
-        "min and max",
-        partial(_prepare, normal="min and max"),
+    "min and max": (
+        {"normal": "min and max"},
         "each photo is scaled by its own darkest and brightest pixel, so that a dark photo looks "
         "like a bright one. The network was trained with fixed numbers.",
     ),
-    Mistake(
-        "inverse",
-        partial(_prepare, normal="inverse"),
-        "this is the way back, from model space to pixels.",
-    ),
-    Mistake(
-        "no batch",
-        partial(_prepare, batch=False),
+    "inverse": ({"normal": "inverse"}, "this is the way back, from model space to pixels."),
+    "no batch": (
+        {"batch": False},
         "a network takes a batch, of one picture too: which axis is missing?",
     ),
-    Mistake(
-        "double",
-        partial(_prepare, double=True),
+    "double": (
+        {"double": True},
         "NumPy's floats are float64 and the network's weights are float32; they do not mix.",
     ),
-)
+}
 
 
 def _pictures() -> list[dict[str, Any]]:
     """Smooth pictures: how exactly one resizes does not show in them, where and what does."""
-    cases = []
+    pictures = []
     for seed, (height, width, size) in enumerate([(120, 300, 64), (210, 90, 48), (40, 50, 64)]):
         draw = np.random.default_rng(seed)
         x, y = np.linspace(-1, 1, width)[:, None], np.linspace(-1, 1, height)[:, None, None]
@@ -270,8 +246,8 @@ def _pictures() -> list[dict[str, Any]]:
         pixels = 128 + slopes[0] * x + slopes[1] * y
         mean, std = draw.uniform(0.3, 0.6, 3).tolist(), draw.uniform(0.2, 0.3, 3).tolist()
         picture = np.rint(pixels.clip(0, 255)).astype(np.uint8)
-        cases.append({"picture": picture, "size": size, "mean": mean, "std": std})
-    return cases
+        pictures.append({"picture": picture, "size": size, "mean": mean, "std": std})
+    return pictures
 
 
 def _reference(picture: NDArray[np.uint8], size: int, mean: Any, std: Any) -> Tensor:
@@ -279,39 +255,28 @@ def _reference(picture: NDArray[np.uint8], size: int, mean: Any, std: Any) -> Te
     return (images.to_tensor(picture, size) - m) / s
 
 
-@exercise("hw01.prepare", *PREPARE, forbidden=("course_utils.images",))
-def _check_prepare(answer: Answer) -> Iterator[str]:
-    cases, kept = _pictures(), _kept(answer, "picture")
+@exercise("hw01.prepare", prepare, PREPARE, forbidden=("course_utils.images",))
+def check_prepare(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Three smooth pictures, against the library's own steps."""
+    pictures = _pictures()
+    answer = kept(answer, "picture", OWN_COPY)
     compare(
-        kept,
-        _reference,
-        cases,
-        PREPARE[:-1],
+        answer,
+        known,
+        pictures,
+        reference=_reference,
         what="the input",
         hint="the steps are: short side to size, square from the middle, 0 to 1, (x − mean) / std; "
         "look at shape, min and max after each.",
         tolerance=0.05,
     )
     yield "a wide, a high and a small picture become what the network was trained on"
-    if any(kept(**case).dtype != torch.float32 for case in cases):
-        raise Wrong("the input is not of type float32", PREPARE[-1].hint)
+    if any(answer(**case).dtype != torch.float32 for case in pictures):
+        raise Wrong("the input is not of type float32", known.hint("double"))
     yield "the type fits, and the picture is as it was"
 
 
 # Networks and images --------------------------------------------------------------------------
-
-
-class _Tiny(nn.Module):
-    """Another architecture: other names, other numbers of classes and channels, in-place ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-        self.body = nn.Sequential(nn.Conv2d(6, 9, 3), nn.BatchNorm2d(9), nn.ReLU(inplace=True))
-        self.classifier = nn.Linear(9, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.body(self.stem(x)).mean((2, 3)))
 
 
 def last_linear(model: nn.Module) -> nn.Linear:
@@ -319,44 +284,37 @@ def last_linear(model: nn.Module) -> nn.Linear:
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _cases() -> list[dict[str, Any]]:
+def _networks() -> list[dict[str, Any]]:
     """Two networks, new for each check, and images of each; not all targets are the answers.
 
     The numbers of pixels, 1701 and 5301, make the 0.99 quantile the value of one pixel.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        tiny, noise = _Tiny().eval(), torch.randn(3, 3, 27, 63)
-        nn.init.normal_(tiny.classifier.bias)
-        nn.init.normal_(tiny.classifier.weight)
-    classifier = models.load("scenes", device="cpu")
-    shown = [scenes.render(scenes.canonical(name), 93).image for name in ("zebra", "football")]
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (classifier.mean, classifier.std))
+    shipped = cases.shipped()
+    shown = [scenes.render(scenes.standard(name), 93).image for name in ("zebra", "football")]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (shipped.mean, shipped.std))
     scene = torch.cat([(images.to_tensor(picture[20:77]) - mean) / std for picture in shown])
     return [
-        {"model": tiny, "images": noise, "target": torch.tensor([2, 6, 4])},
-        {"model": classifier.model, "images": scene, "target": torch.tensor([0, 3])},
+        {
+            "model": cases.pooled(),
+            "images": cases.noise(3, 3, 27, 63),
+            "target": torch.tensor([2, 6, 4]),
+        },
+        {"model": deepcopy(shipped.model), "images": scene, "target": torch.tensor([0, 3])},
     ]
 
 
-def _with_layers(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [case | {"layer": name} for case, name in zip(cases, ("body", "layer4"), strict=True)]
+def _at_layers() -> list[dict[str, Any]]:
+    """Those, each with the layer that enters its pooling."""
+    return [{**case, "layer": name} for case, name in zip(_networks(), LAST, strict=True)]
 
 
-def _guarded(answer: Answer) -> Answer:
-    """The answer, which is refused where it leaves something on the model or the images."""
-
-    def guarded(model: nn.Module, images: Tensor, **options: Any) -> Any:
-        with untouched(model, images):
-            return answer(model=model, images=images, **options)
-
-    return guarded
+LAST = "body", "layer4"
 
 
 # Gradient × Input -----------------------------------------------------------------------------
 
 
-def _gradient_x_input(
+def input_x_gradient(
     model: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -365,7 +323,7 @@ def _gradient_x_input(
     times: str = "input",
     clean: bool = True,
 ) -> Tensor:
-    """x · ∂f_c / ∂x, (N, 3, H, W); each option is a mistake."""
+    """x · ∂f_c / ∂x, (N, 3, H, W)."""
     x = images.detach().clone().requires_grad_()
     logits = model(x)
     rows = torch.arange(len(x))
@@ -391,61 +349,51 @@ def _gradient_x_input(
     }[times]()
 
 
-GRADIENT_X_INPUT = (
-    Mistake(
-        "gradient",
-        partial(_gradient_x_input, times="nothing"),
-        "this is sensitivity; the method's name has two parts.",
-    ),
-    Mistake(
-        "magnitude",
-        partial(_gradient_x_input, times="magnitude"),
+INPUT_X_GRADIENT: Mistakes = {
+    "gradient": ({"times": "nothing"}, "this is sensitivity; the method's name has two parts."),
+    "magnitude": (
+        {"times": "magnitude"},
         "contributions have a sign: what speaks against the class must stay negative.",
     ),
-    Mistake(
-        "channels",
-        partial(_gradient_x_input, times="channels"),
+    "channels": (
+        {"times": "channels"},
         "keep the three channels here; the next exercise makes one number a pixel of them.",
     ),
-    Mistake(
-        "probability",
-        partial(_gradient_x_input, of="probability"),
+    "probability": (
+        {"of": "probability"},
         "this is of the probability, which is flat where the network is sure; explain the logit.",
     ),
-    Mistake(
-        "answer",
-        partial(_gradient_x_input, of="answer"),
+    "answer": (
+        {"of": "answer"},
         "this explains what each image's answer is, whatever target says.",
     ),
-    Mistake(
-        "all targets",
-        partial(_gradient_x_input, of="all targets"),
+    "all targets": (
+        {"of": "all targets"},
         "logits[:, target] takes all targets of every image: a table. Of each row one number is "
         "wanted, that image's own.",
     ),
-    Mistake(
-        "all classes",
-        partial(_gradient_x_input, of="all classes"),
-        "all logits went into the sum; where is the target?",
-    ),
-    Mistake(
-        "mean",
-        partial(_gradient_x_input, of="mean"),
+    "all classes": ({"of": "all classes"}, "all logits went into the sum; where is the target?"),
+    "mean": (
+        {"of": "mean"},
         "with more images in the batch the map gets weaker. Which number do you differentiate?",
     ),
-    Mistake("backward", partial(_gradient_x_input, clean=False), GRADIENTS_LEFT),
-)
+    "backward": ({"clean": False}, GRADIENTS_LEFT),
+}
 
 
 @exercise(
-    "hw01.gradient_x_input", *GRADIENT_X_INPUT, forbidden=("course_utils.gradients", "captum")
+    "hw01.input_x_gradient",
+    input_x_gradient,
+    INPUT_X_GRADIENT,
+    forbidden=("course_utils.methods.gradients", "captum"),
 )
-def _check_gradient_x_input(answer: Answer) -> Iterator[str]:
+def check_input_x_gradient(answer: Answer, known: Exercise) -> Iterator[str]:
+    """The library's, on two networks."""
     compare(
-        _guarded(answer),
-        gradients.input_x_gradient,
-        _cases(),
-        GRADIENT_X_INPUT,
+        unchanged(answer),
+        known,
+        _networks(),
+        reference=gradients.input_x_gradient,
         what="the attribution",
         hint="check each part alone: the logit of each image's target, its gradient with respect "
         "to the images, the product.",
@@ -457,7 +405,7 @@ def _check_gradient_x_input(answer: Answer) -> Iterator[str]:
 # One number a pixel ---------------------------------------------------------------------------
 
 
-def _to_map(
+def to_map(
     attribution: Tensor,
     quantile: float = 0.99,
     *,
@@ -466,7 +414,7 @@ def _to_map(
     clip: bool = True,
     safe: bool = True,
 ) -> Tensor:
-    """The signed sum over the channels, to −1 … 1 with 0 at 0; each option is a mistake."""
+    """The signed sum over the channels, to −1 … 1 with 0 at 0."""
     a = attribution
     if first == "scale":
         low, high = a.amin((1, 2, 3), keepdim=True), a.amax((1, 2, 3), keepdim=True)
@@ -484,75 +432,60 @@ def _to_map(
     return m.clamp(-1, 1) if clip else m
 
 
-TO_MAP = (
-    Mistake(
-        "scale first",
-        partial(_to_map, first="scale"),
+TO_MAP: Mistakes = {
+    "scale first": (
+        {"first": "scale"},
         "after min–max scaling zero is no longer zero and nothing is negative: aggregate first.",
     ),
-    Mistake(
-        "abs first",
-        partial(_to_map, first="abs"),
+    "abs first": (
+        {"first": "abs"},
         "with magnitudes, what speaks against the class looks like what speaks for it.",
     ),
-    Mistake(
-        "maximum",
-        partial(_to_map, first="max"),
+    "maximum": (
+        {"first": "max"},
         "the strongest channel is not the sum of what the three contribute.",
     ),
-    Mistake(
-        "min and max",
-        partial(_to_map, limit="min and max"),
+    "min and max": (
+        {"limit": "min and max"},
         "where is zero in your map? It must stay at 0, or the colours lie about the sign.",
     ),
-    Mistake(
-        "largest",
-        partial(_to_map, limit="largest"),
+    "largest": (
+        {"limit": "largest"},
         "a single extreme pixel sets the scale; what is the quantile for?",
     ),
-    Mistake(
-        "signed",
-        partial(_to_map, limit="signed"),
+    "signed": (
+        {"limit": "signed"},
         "a quantile of signed numbers looks at one end only. Of what should it be taken, if the "
         "most negative pixels count as much as the most positive?",
     ),
-    Mistake(
-        "batch",
-        partial(_to_map, limit="batch"),
+    "batch": (
+        {"limit": "batch"},
         "one limit for the whole batch: so a map depends on the other images. Each has its own.",
     ),
-    Mistake(
-        "fixed",
-        partial(_to_map, limit="fixed"),
+    "fixed": (
+        {"limit": "fixed"},
         "quantile is an argument; another value than 0.99 must have an effect.",
     ),
-    Mistake(
-        "not clipped",
-        partial(_to_map, clip=False),
-        "some values are still beyond −1 or 1.",
-    ),
-    Mistake(
-        "zero",
-        partial(_to_map, safe=False),
-        "a map may be zero everywhere, and then its limit is zero: 0 / 0.",
-    ),
-)
+    "not clipped": ({"clip": False}, "some values are still beyond −1 or 1."),
+    "zero": ({"safe": False}, "a map may be zero everywhere, and then its limit is zero: 0 / 0."),
+}
 
 
-@exercise("hw01.to_map", *TO_MAP, forbidden=("course_utils.panels", "course_utils.plotting"))
-def _check_to_map(answer: Answer) -> Iterator[str]:
+@exercise("hw01.to_map", to_map, TO_MAP, forbidden=("course_utils.panels", "course_utils.plotting"))
+def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Noise with heavy tails, of one and of three channels, and a map of zeros."""
     # 73 · 137 = 10,001 pixels: these quantiles are pixels' values, not between two of them.
-    noise = torch.randn(3, 3, 73, 137, generator=torch.Generator().manual_seed(0))
+    noise = cases.noise(3, 3, 73, 137)
     heavy = noise**3 * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1, 1) + 0.1 * noise[:1] ** 2
-    one = noise[:2, :1] - 0.5
-    cases = [{"attribution": heavy, "quantile": q} for q in (0.99, 0.9)]
-    cases.append({"attribution": one, "quantile": 0.99})
-    kept = _kept(answer, "attribution")
+    answer = kept(answer, "attribution", OWN_COPY)
     compare(
-        kept,
-        _to_map,
-        cases,
-        TO_MAP,
+        answer,
+        known,
+        [
+            {"attribution": heavy, "quantile": 0.99},
+            {"attribution": heavy, "quantile": 0.9},
+            {"attribution": noise[:2, :1] - 0.5, "quantile": 0.99},
+        ],
         what="the map",
         hint="in this order: sum over the channels; for each image the quantile of the magnitudes; "
         "divide; cut at −1 and 1.",
@@ -560,15 +493,15 @@ def _check_to_map(answer: Answer) -> Iterator[str]:
     )
     yield "the signed sum over the channels, each image on its own scale"
     blank = torch.zeros(1, 3, 5, 7)
-    if not torch.equal(tensor_of(kept(attribution=blank), "the map"), blank[:, 0].double()):
-        raise Wrong("a map of zeros does not stay a map of zeros", TO_MAP[-1].hint)
+    if not torch.equal(tensor_of(answer(attribution=blank), "the map"), blank[:, 0].double()):
+        raise Wrong("a map of zeros does not stay a map of zeros", known.hint("zero"))
     yield "zero stays zero, and the attribution is as it was"
 
 
 # CAM ------------------------------------------------------------------------------------------
 
 
-def _cam(
+def class_activation_map(
     model: Any,
     images: Tensor,
     target: Tensor,
@@ -579,12 +512,12 @@ def _cam(
     then: str = "",
     clean: bool = True,
 ) -> Tensor:
-    """Σ_k w_ck · A_k, (N, h, w); each option is a mistake."""
+    """Σ_k w_ck · A_k, (N, h, w)."""
     if not clean:
         layers.find(model, layer).register_forward_hook(lambda *_: None)
-    with layers.capture(model, layer) as kept, torch.no_grad():
+    with layers.capture(model, layer) as activations, torch.no_grad():
         logits = model(images)
-    maps, classes = kept[layer], logits.argmax(1) if weights == "answer" else target
+    maps, classes = activations[layer], logits.argmax(1) if weights == "answer" else target
     w = last_linear(model).weight.detach()[classes][:, :, None, None]
     w = torch.ones_like(w) if weights == "none" else w
     terms = w * maps
@@ -600,59 +533,47 @@ def _cam(
 
 
 def _last_conv(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
-    return _cam(model, images, target, layers.last_conv(model))
+    return class_activation_map(model, images, target, layers.last_conv(model))
 
 
-CAM = (
-    Mistake(
-        "ReLU inside",
-        partial(_cam, relu="inside"),
+CLASS_ACTIVATION_MAP: Mistakes = {
+    "ReLU inside": (
+        {"relu": "inside"},
         "a ReLU inside the sum throws away what speaks against the class, place by place.",
     ),
-    Mistake(
-        "ReLU after",
-        partial(_cam, relu="after"),
+    "ReLU after": (
+        {"relu": "after"},
         "CAM has no ReLU; without its negative parts the mean is not the logit.",
     ),
-    Mistake(
-        "no weights",
-        partial(_cam, weights="none"),
+    "no weights": (
+        {"weights": "none"},
         "this is the same map for every class: where do the classes' weights come in?",
     ),
-    Mistake(
-        "answer",
-        partial(_cam, weights="answer"),
+    "answer": (
+        {"weights": "answer"},
         "this takes the weights of each image's answer, whatever target says.",
     ),
-    Mistake(
-        "mean",
-        partial(_cam, then="mean"),
+    "mean": (
+        {"then": "mean"},
         "the map is too small by the number of its places. The mean over the places comes "
         "afterwards, when one wants the logit.",
     ),
-    Mistake(
-        "bias",
-        partial(_cam, then="bias"),
+    "bias": (
+        {"then": "bias"},
         "the bias belongs to no place. It is not in the map; it is added to the map's mean.",
     ),
-    Mistake(
-        "scaled",
-        partial(_cam, then="scaled"),
-        "the map is scaled for looks and has lost its unit, the logit.",
-    ),
-    Mistake(
-        "large",
-        partial(_cam, then="large"),
+    "scaled": ({"then": "scaled"}, "the map is scaled for looks and has lost its unit, the logit."),
+    "large": (
+        {"then": "large"},
         "the map has been enlarged; here the places of the feature maps are wanted.",
     ),
-    Mistake(
-        "last convolution",
+    "last convolution": (
         _last_conv,
         "these are the maps of the last convolution. What comes after it in its block? Take what "
         "enters the pooling: the layer that is named.",
     ),
-    Mistake("hook", partial(_cam, clean=False), HOOKS_LEFT),
-)
+    "hook": ({"clean": False}, HOOKS_LEFT),
+}
 
 
 def _reference_cam(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Tensor:
@@ -660,25 +581,29 @@ def _reference_cam(model: nn.Module, images: Tensor, target: Tensor, layer: str)
 
 
 @exercise(
-    "hw01.class_activation_map", *CAM, forbidden=("course_utils.cam", "captum", "pytorch_grad_cam")
+    "hw01.class_activation_map",
+    class_activation_map,
+    CLASS_ACTIVATION_MAP,
+    forbidden=("course_utils.methods.cam", "captum", "pytorch_grad_cam"),
 )
-def _check_cam(answer: Answer) -> Iterator[str]:
-    cases, guarded = _with_layers(_cases()), _guarded(answer)
+def check_class_activation_map(answer: Answer, known: Exercise) -> Iterator[str]:
+    """The library's, and mean(CAM) + b."""
+    networks, answer = _at_layers(), unchanged(answer)
     compare(
-        guarded,
-        _reference_cam,
-        cases,
-        CAM,
+        answer,
+        known,
+        networks,
+        reference=_reference_cam,
         what="the map",
         hint="print the shapes: maps (N, K, h, w), the target's weights (N, K), their products "
         "added up over k.",
     )
     yield "Σ_k w_ck · A_k for every image and its own target, on two networks"
-    for case in cases:
+    for case in networks:
         model, x, target, _ = case.values()
         with torch.no_grad():
             logit = model(x).gather(1, target[:, None])[:, 0].double()
-        mean = tensor_of(guarded(**case), "the map").mean((1, 2))
+        mean = tensor_of(answer(**case), "the map").mean((1, 2))
         if not torch.allclose(mean + last_linear(model).bias[target], logit, atol=1e-3):
             raise Wrong(
                 "mean(CAM) + b is not the logit", "what is missing, or too much, everywhere?"
@@ -689,10 +614,10 @@ def _check_cam(answer: Answer) -> Iterator[str]:
 
 # The four maps --------------------------------------------------------------------------------
 
-NAMES = ("gradient_x_input", "cam", "grad_cam", "integrated_gradients")
+NAMES = ("input_x_gradient", "cam", "grad_cam", "integrated_gradients")
 
 
-def _four_maps(
+def four_maps(
     model: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -707,11 +632,11 @@ def _four_maps(
     magnitude: bool = False,
     large: bool = True,
 ) -> dict[str, Tensor]:
-    """Four methods, one class, one way to show; each option is a mistake."""
+    """Four methods, one class, one way to show."""
     of = {name: None if name in own else target for name in NAMES}
     baseline = 0.0 if grey else baseline
     attributions = (
-        gradients.input_x_gradient(model, images, of["gradient_x_input"]),
+        gradients.input_x_gradient(model, images, of["input_x_gradient"]),
         cam.cam(model, images, of["cam"], upsample=large)[:, None],
         cam.grad_cam(model, images, of["grad_cam"], layer=layer, relu=relu, upsample=large)[
             :, None
@@ -722,61 +647,49 @@ def _four_maps(
             of["integrated_gradients"],
             baseline=baseline,
             steps=steps,
-            progress=False,
         ),
     )
     if magnitude:
         attributions = tuple(a.abs() for a in attributions)  # type: ignore[assignment]
-    maps = [a.sum(1) if raw else _to_map(a) for a in attributions]
+    maps = [a.sum(1) if raw else to_map(a) for a in attributions]
     return dict(zip(NAMES, maps, strict=True))
 
 
-FOUR_MAPS = (
-    Mistake(
-        "no target",
-        partial(_four_maps, own=NAMES),
+FOUR_MAPS: Mistakes = {
+    "no target": (
+        {"own": NAMES},
         "each map explains its image's own answer. What is the argument target for?",
     ),
-    Mistake(
-        "two classes",
-        partial(_four_maps, own=NAMES[2:]),
+    "two classes": (
+        {"own": NAMES[2:]},
         "the maps do not explain the same class. A method that is told no target takes the answer.",
     ),
-    Mistake(
-        "grey",
-        partial(_four_maps, grey=True),
+    "grey": (
+        {"grey": True},
         "Integrated Gradients starts from grey, its default, and not from the baseline.",
     ),
-    Mistake(
-        "one step",
-        partial(_four_maps, steps=1),
+    "one step": (
+        {"steps": 1},
         "one gradient is not a path: how many steps does Integrated Gradients take?",
     ),
-    Mistake(
-        "no ReLU",
-        partial(_four_maps, relu=False),
-        "Grad-CAM, as its paper has it, is never negative.",
-    ),
-    Mistake(
-        "raw",
-        partial(_four_maps, raw=True),
+    "no ReLU": ({"relu": False}, "Grad-CAM, as its paper has it, is never negative."),
+    "raw": (
+        {"raw": True},
         "the maps are in four different units; to_map makes them comparable to look at.",
     ),
-    Mistake(
-        "magnitude",
-        partial(_four_maps, magnitude=True),
+    "magnitude": (
+        {"magnitude": True},
         "the sign is gone: what speaks against the class looks like what speaks for it.",
     ),
-    Mistake(
-        "small",
-        partial(_four_maps, large=False),
+    "small": (
+        {"large": False},
         "CAM and Grad-CAM are as small as the feature maps; enlarge them to the image's height "
         "and width.",
     ),
-)
+}
 
 
-def _maps_of(result: object, case: dict[str, Any]) -> dict[str, Tensor]:
+def _maps_of(result: object, case: dict[str, Any], known: Exercise) -> dict[str, Tensor]:
     """What came, if it is four maps of the right shape."""
     if not isinstance(result, dict) or set(result) != set(NAMES):
         came = ", ".join(map(str, result)) if isinstance(result, dict) else type(result).__name__
@@ -787,32 +700,36 @@ def _maps_of(result: object, case: dict[str, Any]) -> dict[str, Tensor]:
         shape = tuple(tensor_of(m, name).shape)
         if shape != (n, height, width):
             small = len(shape) == 3 and shape[0] == n and shape[1] < height
-            hint = FOUR_MAPS[-1].hint if small else "one map (H, W) an image."
+            hint = known.hint("small") if small else "one map (H, W) an image."
             raise Wrong(f"{name} is {shape}, wanted is {(n, height, width)}", hint)
     return {name: tensor_of(result[name], name) for name in NAMES}
 
 
 def _near(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
     """Whether two maps are one; Integrated Gradients may have taken some steps more or fewer."""
+    if one[name].shape != other[name].shape:
+        return False
     off, size = (one[name] - other[name]).abs().mean(), other[name].abs().mean()
     return bool(off <= size * (0.15 if name == "integrated_gradients" else 0.03))
 
 
-@exercise("hw01.four_maps", *FOUR_MAPS)
-def _check_four_maps(answer: Answer) -> Iterator[str]:
+def _all_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(_near(one, other, name) for name in NAMES)
+
+
+@exercise("hw01.four_maps", four_maps, FOUR_MAPS)
+def check_four_maps(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Four maps of two networks, from a baseline that is not 0."""
     starts = torch.full((1, 3, 1, 1), 2.0), torch.full((1, 3, 1, 1), -2.0)  # the latter is black
-    cases = [c | {"baseline": b} for c, b in zip(_with_layers(_cases()), starts, strict=True)]
-    guarded = _guarded(answer)
-    got = [_maps_of(guarded(**case), case) for case in cases]
-    wanted = [_four_maps(**case) for case in cases]
+    asked = [{**case, "baseline": b} for case, b in zip(_at_layers(), starts, strict=True)]
+    got = [_maps_of(unchanged(answer)(**case), case, known) for case in asked]
+    wanted = [four_maps(**case) for case in asked]
     yield "four maps as large as the images"
-    wrong = [n for n in NAMES if not all(map(_near, got, wanted, (n, n)))]
+    wrong = [name for name in NAMES if not all(map(_near, got, wanted, (name, name)))]
     if wrong:
         hint = f"look at {wrong[0]} alone, and at what its function is told."
-        for mistake in FOUR_MAPS[:-1]:
-            pairs = ((g, mistake.answer(**case)) for g, case in zip(got, cases, strict=True))
-            if all(_near(g, same, name) for g, same in pairs for name in NAMES):
-                hint = mistake.hint
-                break
-        raise Wrong(f"these maps are not as wanted: {', '.join(wrong)}", hint)
+        raise Wrong(
+            f"these maps are not as wanted: {', '.join(wrong)}",
+            explain(got, known, asked, same=_all_near, hint=hint),
+        )
     yield "each explains the target, shown in the same way; the path starts at the baseline"

@@ -5,22 +5,30 @@ try the property.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
-from itertools import combinations, permutations
-from math import comb
+from itertools import combinations
+from math import comb, factorial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from course_utils import gradients, models, perturbation, shapley
-from course_utils.axioms import AXIOMS, axioms
-from course_utils.homework.checks import Answer, Mistake, Wrong, compare, exercise, untouched
-from course_utils.methods import METHODS
+from course_utils.evaluation.axioms import AXIOMS, axioms
+from course_utils.homework import cases
+from course_utils.homework.checks import (
+    Answer,
+    Exercise,
+    Mistakes,
+    Wrong,
+    compare,
+    exercise,
+    unchanged,
+)
+from course_utils.methods import METHODS, gradients, perturbation, shapley
 
-LOOKED_UP = ("course_utils.axioms",)
+LOOKED_UP = ("course_utils.evaluation.axioms",)
 
 
 # Argue ----------------------------------------------------------------------------------------
@@ -69,70 +77,60 @@ ARGUED = {
 
 
 @functools.cache
-def _kept() -> dict[str, frozenset[str]]:
+def _measured() -> dict[str, frozenset[str]]:
     """What each method keeps, measured."""
     own = {
         method.__name__: frozenset(axiom for axiom, found in axioms(method).items() if found.holds)
         for method in (absolute_gradient, equal_shares)
     }
-    return {name: own.get(name) or METHODS[name].axioms for name in ARGUED}
+    return {name: own.get(name) or METHODS[name].claims for name in ARGUED}
 
 
-def _table(name: str, *axioms: str) -> Answer:
-    """The table with these axioms of one method turned round."""
-    return lambda: {**_kept(), name: _kept()[name] ^ set(axioms)}
+def promises(**turned: Set[str]) -> dict[str, Set[str]]:
+    """The axioms that each method keeps, with these axioms of a method turned round."""
+    return {name: kept ^ turned.get(name, set()) for name, kept in _measured().items()}
+
+
+def _looked_up() -> dict[str, Set[str]]:
+    return {**promises(), **{name: METHODS[name].claims for name in ARGUED if name in METHODS}}
 
 
 ONE_FOR_ALL = "they differ; go through the table column by column, and look for an exception."
 COVERED = "argue first: the entries of METHODS are covered while your table is read."
+WIRING = {"dummy", "implementation invariance", "symmetry"}
 
-
-@exercise(
-    "hw03.promises",
-    Mistake("one for all", lambda: {name: set(AXIOMS) for name in ARGUED}, ONE_FOR_ALL),
-    Mistake(
-        "looked up",
-        lambda: {
-            name: METHODS[name].axioms if name in METHODS else _kept()[name] for name in ARGUED
-        },
-        COVERED,
-    ),
-    Mistake(
-        "absolute values are linear",
-        _table("absolute_gradient", "linearity"),
+PROMISES: Mistakes = {
+    "one for all": (lambda: {name: set(AXIOMS) for name in ARGUED}, ONE_FOR_ALL),
+    "looked up": (_looked_up, COVERED),
+    "absolute values are linear": (
+        {"absolute_gradient": {"linearity"}},
         ARGUED["absolute_gradient"],
     ),
-    Mistake(
-        "IG is a gradient, and so it is blind where the gradient is",
-        _table("integrated_gradients", "sensitivity"),
+    "IG is a gradient, and so it is blind where the gradient is": (
+        {"integrated_gradients": {"sensitivity"}},
         ARGUED["integrated_gradients"],
     ),
-    Mistake(
-        "what is hidden piece by piece sums to the whole",
-        _table("occlusion", "completeness"),
+    "what is hidden piece by piece sums to the whole": (
+        {"occlusion": {"completeness"}},
         ARGUED["occlusion"],
     ),
-    Mistake(
-        "Guided Backprop is a gradient",
-        _table("guided_backprop", "dummy", "implementation invariance", "linearity", "symmetry"),
+    "Guided Backprop is a gradient": (
+        {"guided_backprop": WIRING | {"linearity"}},
         ARGUED["guided_backprop"],
     ),
-    Mistake(
-        "DeepLIFT is a fast IG",
-        _table("deeplift", "dummy", "implementation invariance", "symmetry"),
-        ARGUED["deeplift"],
-    ),
-    Mistake(
-        "what is useless keeps nothing but the sum",
-        _table("equal_shares", *(set(AXIOMS) - {"completeness", "dummy"})),
+    "DeepLIFT is a fast IG": ({"deeplift": WIRING}, ARGUED["deeplift"]),
+    "what is useless keeps nothing but the sum": (
+        {"equal_shares": set(AXIOMS) - {"completeness", "dummy"}},
         ARGUED["equal_shares"],
     ),
-    forbidden=(*LOOKED_UP, "course_utils.evaluation"),
-)
-def promises(answer: Answer) -> Iterator[str]:
+}
+
+
+@exercise("hw03.promises", promises, PROMISES, forbidden=(*LOOKED_UP, "course_utils.evaluation"))
+def check_promises(answer: Answer, known: Exercise) -> Iterator[str]:
     """The argued table."""
-    kept = _kept()
-    covered = {name: replace(method, axioms=frozenset()) for name, method in METHODS.items()}
+    kept = promises()
+    covered = {name: replace(method, claims=frozenset()) for name, method in METHODS.items()}
     with patch.dict(METHODS, covered):
         table = answer()
     if not isinstance(table, dict) or set(table) != set(ARGUED):
@@ -155,140 +153,6 @@ def promises(answer: Answer) -> Iterator[str]:
         if set(table[name]) != kept[name]:
             raise Wrong(f"{name}: not all six are as they are measured", ARGUED[name])
         yield f"{name}: as measured"
-
-
-# Completeness ---------------------------------------------------------------------------------
-
-
-def _gap(
-    maps: Tensor,
-    model: nn.Module,
-    images: Tensor,
-    target: Tensor,
-    baseline: Tensor,
-    *,
-    start: bool = True,
-    softmax: bool = False,
-    predicted: bool = False,
-    together: bool = False,
-    magnitudes: bool = False,
-    absolute: bool = True,
-    relative: bool = True,
-) -> Tensor:
-    def score(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = model(x)
-        chosen = logits.argmax(1) if predicted else target
-        logits = logits.softmax(1) if softmax else logits
-        return logits.gather(1, chosen[:, None])[:, 0].double()
-
-    total = (maps.abs() if magnitudes else maps).double().flatten(1).sum(1)
-    total = total.sum().expand_as(total) if together else total
-    gained = score(images) - (score(baseline.expand_as(images)) if start else 0)
-    gap = total - gained
-    return (gap.abs() if absolute else gap) / (gained.abs() if relative else 1)
-
-
-GAP_MISTAKES = (
-    Mistake(
-        "no baseline",
-        functools.partial(_gap, start=False),
-        "a complete map sums to what the score gained on the way from the baseline, and the "
-        "baseline has a score, too.",
-    ),
-    Mistake(
-        "softmax",
-        functools.partial(_gap, softmax=True),
-        "the methods explain the logit, so that the map's sum is in logits; yours compares it with "
-        "a probability.",
-    ),
-    Mistake(
-        "predicted class",
-        functools.partial(_gap, predicted=True),
-        "the maps explain the class in `target`, which need not be the one that wins.",
-    ),
-    Mistake(
-        "batch",
-        functools.partial(_gap, together=True),
-        "each image has a sum of its own: add over channels and places, not over the batch.",
-    ),
-    Mistake(
-        "magnitudes",
-        functools.partial(_gap, magnitudes=True),
-        "what speaks against the class has a minus sign and counts as such: no absolute values "
-        "before the sum.",
-    ),
-    Mistake(
-        "signed",
-        functools.partial(_gap, absolute=False),
-        "a gap has a size; yours has a sign.",
-    ),
-    Mistake(
-        "in logits",
-        functools.partial(_gap, relative=False),
-        "the gap is wanted as a share of what the score gained, so that it can be compared between "
-        "images.",
-    ),
-)
-
-
-@exercise("hw03.completeness_gap", *GAP_MISTAKES, forbidden=LOOKED_UP)
-def completeness_gap(answer: Answer) -> Iterator[str]:
-    """|Σ M − (f(x) − f(x'))| / |f(x) − f(x')|."""
-    shipped = models.load("scenes", device="cpu")
-    cases: list[dict[str, Any]] = []
-    for model, shape, target, baseline in (
-        (shipped.model, (3, 3, 128, 128), (0, 5, 9), shipped.black(torch.zeros(1, 3, 1, 1))),
-        (_random_network(2, 4), (4, 2, 5, 3), (3, 0, 0, 2), torch.full((4, 2, 5, 3), 0.3)),
-    ):
-        images, maps = _noise(shape, 1), _noise(shape, 2)
-        classes = torch.tensor(target)
-        # Sums that miss what was gained by a part of it, to either side.
-        gained = _gained(model, images, classes, baseline)
-        wanted = gained * torch.linspace(0.4, 1.8, len(images))
-        maps += ((wanted - maps.flatten(1).sum(1)) / images[0].numel()).view(-1, 1, 1, 1)
-        cases.append(
-            {
-                "maps": maps,
-                "model": model,
-                "images": images,
-                "target": classes,
-                "baseline": baseline,
-            }
-        )
-    for case in cases:
-        with untouched(case["model"], case["images"]):
-            answer(**case)
-    yield "model and images are as they were"
-    compare(
-        answer,
-        _gap,
-        cases,
-        GAP_MISTAKES,
-        what="the gap",
-        hint="for each image: the map's sum, what the target's logit gained from x' to x, and the "
-        "size of their difference as a share of that gain.",
-    )
-    yield "the gaps of seven images on two networks are right"
-
-
-def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _random_network(channels: int, classes: int) -> nn.Module:
-    """A network that nobody has trained, with an in-place ReLU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(channels, 8, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, classes),
-        ).eval()
 
 
 # Networks that a student builds ---------------------------------------------------------------
@@ -400,21 +264,29 @@ JUMP = (
 )
 
 
-def _spot(formula: Callable[[Tensor], Tensor], *pixels: float) -> Answer:
-    return lambda: (_Of(formula), _pixels(*pixels))
+def _saturated(x: Tensor) -> Tensor:
+    return 1 - (1 - x[:, 0]).relu()
 
 
-@exercise(
-    "hw03.blind_spot",
-    Mistake("constant", _spot(lambda x: 0 * x.sum(1) + 1, 2, 0), CONSTANT),
-    Mistake("not saturated", _spot(lambda x: 1 - (1 - x[:, 0]).relu(), 0.5, 0), NOT_FLAT),
-    Mistake("two pixels", _spot(lambda x: 1 - (1 - x.sum(1)).relu(), 2, 2), TWO_PIXELS),
-    Mistake("on the kink", _spot(lambda x: 1 - (1 - x[:, 0]).relu(), 1, 0), KINK),
-    Mistake("cut off", _spot(lambda x: x[:, 0].detach(), 2, 0), CUT),
-    Mistake("step", _spot(lambda x: (x[:, 0] > 1).float(), 2, 0), JUMP),
-    forbidden=LOOKED_UP,
-)
-def blind_spot(answer: Answer) -> Iterator[str]:
+def blind_spot(
+    formula: Callable[[Tensor], Tensor] = _saturated, pixels: Sequence[float] = (2, 0)
+) -> tuple[nn.Module, Tensor]:
+    """1 − relu(1 − x₁) at (2, 0), or another network and another image."""
+    return _Of(formula), _pixels(*pixels)
+
+
+BLIND_SPOT: Mistakes = {
+    "constant": ({"formula": lambda x: 0 * x.sum(1) + 1}, CONSTANT),
+    "not saturated": ({"pixels": (0.5, 0)}, NOT_FLAT),
+    "two pixels": ({"formula": lambda x: 1 - (1 - x.sum(1)).relu(), "pixels": (2, 2)}, TWO_PIXELS),
+    "on the kink": ({"pixels": (1, 0)}, KINK),
+    "cut off": ({"formula": lambda x: x[:, 0].detach()}, CUT),
+    "step": ({"formula": lambda x: (x[:, 0] > 1).float()}, JUMP),
+}
+
+
+@exercise("hw03.blind_spot", blind_spot, BLIND_SPOT, forbidden=LOOKED_UP)
+def check_blind_spot(answer: Answer, known: Exercise) -> Iterator[str]:
     """A pixel that alone makes a difference, and has no gradient."""
     (f,), image = _built(answer(), 1)
     differs = (image != 0).any(1).flatten()
@@ -422,7 +294,6 @@ def blind_spot(answer: Answer) -> Iterator[str]:
         raise Wrong(f"{int(differs.sum())} pixels differ from the baseline 0", TWO_PIXELS)
     yield "one pixel differs from the baseline"
 
-    way = torch.linspace(0, 1, 1001).to(image)
     start, end = _value(f, torch.cat([0 * image, image]))
     change = float((end - start).abs())
     if not change >= 0.01:
@@ -434,15 +305,21 @@ def blind_spot(answer: Answer) -> Iterator[str]:
         raise Wrong("the pixel's gradient is not 0", NOT_FLAT)
     yield "the pixel's gradient is 0"
 
-    # What stays of the largest jump, the closer one looks at it.
+    jump = _largest_jump(f, image)
+    if jump > 0.2 * change:
+        raise Wrong(f"f jumps by {jump:.2f} on the way from 0 to x", JUMP)
+    _check_slope(f, image, image, change)
+    yield "and that is the function's doing: it is continuous, and flat around x"
+
+
+def _largest_jump(f: nn.Module, image: Tensor) -> float:
+    """What stays of the largest jump on the way from 0 to x, the closer one looks at it."""
+    way = torch.linspace(0, 1, 1001).to(image)
     for _ in range(3):
         jumps = _value(f, way.view(-1, 1, 1, 1) * image).diff().abs()
         at = int(jumps.argmax())
         way = torch.linspace(float(way[at]), float(way[at + 1]), 11).to(image)
-    if jumps.max() > 0.2 * change:
-        raise Wrong(f"f jumps by {float(jumps.max()):.2f} on the way from 0 to x", JUMP)
-    _check_slope(f, image, image, change)
-    yield "and that is the function's doing: it is continuous, and flat around x"
+    return float(jumps.max())
 
 
 # Implementation invariance --------------------------------------------------------------------
@@ -468,47 +345,48 @@ NO_FUNCTION = (
 )
 
 
-def _pair(
-    f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor], *pixels: float
-) -> Callable[[], tuple[nn.Module, nn.Module, Tensor]]:
-    return lambda: (_Of(f), _Of(g), _pixels(*pixels))
+def _difference_of_two(x: Tensor) -> Tensor:
+    return (2 * x).relu() - x.relu()
 
 
-@exercise(
-    "hw03.rewired",
-    Mistake("only for x > 0", _pair(torch.relu, lambda x: x, 2), POSITIVE),
-    Mistake("not equal", _pair(torch.relu, lambda x: x.relu() + (x - 1).relu() / 8, 2), DIFFERENT),
-    Mistake(
-        "nothing negative", _pair(torch.relu, lambda x: (2 * x).relu() / 2, 2), NOTHING_TO_CLAMP
-    ),
-    Mistake(
-        "terms exchanged",
-        _pair(lambda x: x - (x - 1).relu(), lambda x: -(x - 1).relu() + x, 2),
+def rewired(
+    f: Callable[[Tensor], Tensor] = torch.relu,
+    g: Callable[[Tensor], Tensor] = _difference_of_two,
+    pixel: float = 2,
+) -> tuple[nn.Module, nn.Module, Tensor]:
+    """relu(x) and relu(2x) − relu(x) at 2, or other networks and another image."""
+    return _Of(f), _Of(g), _pixels(pixel)
+
+
+REWIRED: Mistakes = {
+    "only for x > 0": ({"g": lambda x: x}, POSITIVE),
+    "not equal": ({"g": lambda x: x.relu() + (x - 1).relu() / 8}, DIFFERENT),
+    "nothing negative": ({"g": lambda x: (2 * x).relu() / 2}, NOTHING_TO_CLAMP),
+    "terms exchanged": (
+        {"f": lambda x: x - (x - 1).relu(), "g": lambda x: -(x - 1).relu() + x},
         SAME_WIRING,
     ),
-    Mistake(
-        "constant",
-        _pair(lambda x: 0 * x.relu(), lambda x: (2 * x).relu() - 2 * x.relu(), 2),
+    "constant": (
+        {"f": lambda x: 0 * x.relu(), "g": lambda x: (2 * x).relu() - 2 * x.relu()},
         NO_FUNCTION,
     ),
-    Mistake("no ReLU", _pair(lambda x: 3 * x, lambda x: 2 * x + x, 2), ONLY_RELUS),
-    Mistake(
-        "cut off",
-        _pair(torch.relu, lambda x: x.relu() + x.relu() - x.relu().detach(), 2),
-        CUT,
-    ),
-    Mistake("on the kink", _pair(torch.relu, lambda x: x + (-x).relu(), 0), KINK),
-    forbidden=LOOKED_UP,
-)
-def rewired(answer: Answer) -> Iterator[str]:
+    "no ReLU": ({"f": lambda x: 3 * x, "g": lambda x: 2 * x + x}, ONLY_RELUS),
+    "cut off": ({"g": lambda x: x.relu() + x.relu() - x.relu().detach()}, CUT),
+    "on the kink": ({"g": lambda x: x + (-x).relu(), "pixel": 0}, KINK),
+}
+
+
+@exercise("hw03.rewired", rewired, REWIRED, forbidden=LOOKED_UP)
+def check_rewired(answer: Answer, known: Exercise) -> Iterator[str]:
     """Two networks, one function, two maps of Guided Backprop."""
     (f, g), image = _built(answer(), 2)
     size = float(image.abs().max()) or 1.0
-    noise = _noise((400, *image.shape[1:]), 0).to(image)
+    noise = cases.noise(400, *image.shape[1:]).to(image)
     around = torch.cat([image, image + 0.01 * size * noise, image + 0.3 * size * noise])
     positive = torch.cat([noise.abs() * size, noise.abs() * 10 * size])
     anywhere = torch.cat([size * noise / 10, size * noise, 3 * size * noise, 30 * size * noise])
-    anywhere = torch.cat([anywhere, anywhere * (_noise(anywhere.shape, 1).to(image) > 0)])
+    hidden = cases.noise(*anywhere.shape, seed=1).to(image) > 0
+    anywhere = torch.cat([anywhere, anywhere * hidden])
 
     every = torch.cat([anywhere, positive, around])
     if float(_value(f, every).std()) < 1e-3 * size:
@@ -555,7 +433,7 @@ def _difference(f: nn.Module, g: nn.Module, images: Tensor) -> str:
 Game = Callable[[frozenset[int]], float]
 
 
-def _shares(
+def shapley_values(
     value: Game,
     players: int,
     *,
@@ -584,61 +462,56 @@ def _in_one_order(value: Game, players: int) -> Tensor:
     return torch.tensor(reached, dtype=torch.float64).diff()
 
 
-SHAPLEY_MISTAKES = (
-    Mistake(
-        "last",
-        functools.partial(_shares, weight=lambda n, size: 1.0, sizes=slice(-1, None)),
+SHAPLEY_VALUES: Mistakes = {
+    "last": (
+        {"weight": lambda n, size: 1.0, "sizes": slice(-1, None)},
         "that is what is lost when one player leaves all the others (occlusion). What does a "
         "player add to smaller coalitions?",
     ),
-    Mistake(
-        "first",
-        functools.partial(_shares, weight=lambda n, size: 1.0, sizes=slice(0, 1)),
+    "first": (
+        {"weight": lambda n, size: 1.0, "sizes": slice(0, 1)},
         "that is what each player reaches alone. What does it add where others are already in?",
     ),
-    Mistake(
-        "all coalitions alike",
-        functools.partial(_shares, weight=lambda n, size: 2.0 ** (1 - n)),
+    "all coalitions alike": (
+        {"weight": lambda n, size: 2.0 ** (1 - n)},
         "all coalitions count the same in it (that is Banzhaf's value). A coalition of size |S| "
         "counts as often as it stands before player i in an order of all players.",
     ),
-    Mistake(
-        "all sizes alike, and summed",
-        functools.partial(_shares, weight=lambda n, size: 1 / n),
+    "all sizes alike, and summed": (
+        {"weight": lambda n, size: 1 / n},
         "each size of S counts once, but there are many coalitions of one size: take their mean, "
         "not their sum.",
     ),
-    Mistake(
-        "nobody is worth nothing",
-        functools.partial(_shares, nobody=False),
+    "nobody is worth nothing": (
+        {"nobody": False},
         "v(∅) need not be 0: of an image it is what the model says of the baseline.",
     ),
-    Mistake(
-        "one order",
+    "one order": (
         _in_one_order,
         "that is one order of joining. Who comes late would get another share in another order: "
         "take the mean over all of them.",
     ),
-    Mistake(
-        "over all orders, not divided",
-        functools.partial(_shares, weight=lambda n, size: _orders(n) / (n * comb(n - 1, size))),
+    "over all orders, not divided": (
+        {"weight": lambda n, size: factorial(n) / (n * comb(n - 1, size))},
         "you have added up all orders; a mean is that sum divided by the number of orders.",
     ),
+}
+
+
+@exercise(
+    "hw03.shapley_values",
+    shapley_values,
+    SHAPLEY_VALUES,
+    forbidden=("course_utils.methods.shapley", "shap"),
 )
-
-
-def _orders(players: int) -> int:
-    return sum(1 for _ in permutations(range(players)))
-
-
-@exercise("hw03.shapley_values", *SHAPLEY_MISTAKES, forbidden=("course_utils.shapley", "shap"))
-def shapley_values(answer: Answer) -> Iterator[str]:
-    """A game's Shapley values from their definition."""
+def check_shapley_values(answer: Answer, known: Exercise) -> Iterator[str]:
+    """A game's Shapley values, against the library's."""
+    games = {n: {"value": _game(n, n), "players": n} for n in range(1, 7)}
     compare(
         answer,
-        _by_library,
-        [{"value": _game(players, players), "players": players} for players in (3, 4, 5)],
-        SHAPLEY_MISTAKES,
+        known,
+        [games[3], games[4], games[5]],
+        reference=_by_library,
         what="the tensor of shares",
         hint="for each player, the mean of v(S ∪ i) − v(S) over all orders in which the players "
         "could join, S being who came before i.",
@@ -646,12 +519,11 @@ def shapley_values(answer: Answer) -> Iterator[str]:
     )
     yield "the shares of games of three, four and five players are right"
     for players in (1, 6):
-        case = {"value": _game(players, players), "players": players}
         compare(
             answer,
-            _by_library,
-            [case],
-            (),
+            replace(known, mistakes={}),  # in so small a game one mistake looks like another
+            [games[players]],
+            reference=_by_library,
             what=f"a game of {players}: the result",
             hint="nothing in the definition depends on how many players there are.",
             tolerance=1e-4,
@@ -661,7 +533,7 @@ def shapley_values(answer: Answer) -> Iterator[str]:
 
 def _game(players: int, seed: int) -> Game:
     """A random game in which also nobody reaches something."""
-    table = (3 * _noise((2**players,), seed) + 2).tolist()
+    table = (3 * cases.noise(2**players, seed=seed) + 2).tolist()
 
     def value(coalition: frozenset[int]) -> float:
         return table[sum(2**player for player in set(coalition))]
@@ -674,13 +546,13 @@ def _by_library(value: Game, players: int) -> Tensor:
         members = [frozenset(row.nonzero()[:, 0].tolist()) for row in coalitions]
         return torch.tensor([value(one) for one in members], dtype=torch.float64)
 
-    return shapley.exact_shapley(values, players, progress=False)
+    return shapley.exact_shapley(values, players)
 
 
 # All axioms but one ---------------------------------------------------------------------------
 
 
-def _one_by_one(
+def unfair(
     model: nn.Module, images: Tensor, target: Tensor, *, greedy: bool = False, batch: bool = False
 ) -> Tensor:
     """Pixel by pixel the image takes the baseline's place; each gets what the score gains."""
@@ -714,7 +586,7 @@ def _to_one_place(place: int) -> Answer:
     return method
 
 
-UNFAIR = {
+BREAKS = {
     "completeness": "what you hand out must add up to f(x) − f(0). Think of a way from 0 to x: "
     "each step of it gains something, and all steps together gain the whole.",
     "sensitivity": "if one pixel alone makes the difference, that pixel must get it, wherever "
@@ -734,46 +606,35 @@ UNFAIR = {
 OTHER_PLACE = "whichever pixel it is, the promise holds: yours keeps it for some places only."
 
 
-@exercise(
-    "hw03.unfair",
+UNFAIR: Mistakes = {
     # Called, not named: an answer may use them, too.
-    Mistake("symmetric", lambda *case: gradients.integrated_gradients(*case), UNFAIR["symmetry"]),
-    Mistake(
-        "each hidden alone",
-        lambda *case: perturbation.occlusion(*case, window=1, stride=1),
-        UNFAIR["completeness"],
+    "symmetric": (lambda **case: gradients.integrated_gradients(**case), BREAKS["symmetry"]),
+    "each hidden alone": (
+        lambda **case: perturbation.occlusion(**case, window=1, stride=1),
+        BREAKS["completeness"],
     ),
-    Mistake("all to the last", _to_one_place(-1), UNFAIR["sensitivity"]),
-    Mistake("all to the first", _to_one_place(0), OTHER_PLACE),
-    Mistake("equal shares", lambda *case: equal_shares(*case), UNFAIR["dummy"]),
-    Mistake("the largest first", functools.partial(_one_by_one, greedy=True), UNFAIR["linearity"]),
-    Mistake("one class for all", functools.partial(_one_by_one, batch=True), UNFAIR["batch"]),
-)
-def unfair(answer: Answer) -> Iterator[str]:
+    "all to the last": (_to_one_place(-1), BREAKS["sensitivity"]),
+    "all to the first": (_to_one_place(0), OTHER_PLACE),
+    "equal shares": (lambda **case: equal_shares(**case), BREAKS["dummy"]),
+    "the largest first": ({"greedy": True}, BREAKS["linearity"]),
+    "one class for all": ({"batch": True}, BREAKS["batch"]),
+}
+
+
+@exercise("hw03.unfair", unfair, UNFAIR)
+def check_unfair(answer: Answer, known: Exercise) -> Iterator[str]:
     """A method that keeps all axioms but symmetry."""
+    guarded = unchanged(answer)
 
     def maps_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        with untouched(model, images):
-            maps = answer(model, images, target)
-        if not isinstance(maps, Tensor) or maps.shape not in (
-            images.shape,
-            images[:, 0].shape,
-        ):
-            came = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise Wrong(
-                f"the maps are {came}, wanted is {tuple(images.shape)}",
-                "return a number for each input value, (N, C, H, W), or each pixel, (N, H, W).",
-            )
-        if not maps.isfinite().all():
-            raise Wrong("the maps hold NaN or infinity", "do you divide by what can be 0?")
-        return maps.detach().double()
+        return _maps(guarded(model=model, images=images, target=target), images)
 
-    model = _random_network(2, 4).double()
-    images, target = _noise((2, 2, 2, 3), 3).double(), torch.tensor([3, 1])
+    model = cases.plain(2, 4).double()
+    images, target = cases.noise(2, 2, 2, 3, seed=3).double(), torch.tensor([3, 1])
     maps = maps_of(model, images, target)
     alone = [maps_of(model, images[n : n + 1], target[n : n + 1]) for n in range(2)]
     if not torch.allclose(maps, torch.cat(alone), atol=1e-3 * float(maps.abs().max())):
-        raise Wrong("two images together get other maps than each alone", UNFAIR["batch"])
+        raise Wrong("two images together get other maps than each alone", BREAKS["batch"])
     yield "a map for each image, with its own class"
 
     verdicts = axioms(maps_of)
@@ -781,7 +642,7 @@ def unfair(answer: Answer) -> Iterator[str]:
         if axiom != "symmetry":
             verdict = verdicts[axiom]
             if not verdict.holds:
-                raise Wrong(f"{axiom}: {verdict.counterexample}", UNFAIR[axiom])
+                raise Wrong(f"{axiom}: {verdict.counterexample}", BREAKS[axiom])
             yield f"{axiom}: not refuted"
 
     _check_every_place(maps_of)
@@ -797,8 +658,21 @@ def unfair(answer: Answer) -> Iterator[str]:
     corner = _Of(lambda x: (x.sum(1) - 3).relu()).double()
     four = maps_of(corner, torch.ones(1, 1, 1, 4).double(), torch.tensor([0]))
     if verdicts["symmetry"].holds and float(four.max() - four.min()) < 0.05:
-        raise Wrong("symmetry: not refuted either", UNFAIR["symmetry"])
+        raise Wrong("symmetry: not refuted either", BREAKS["symmetry"])
     yield "symmetry: refuted"
+
+
+def _maps(maps: object, images: Tensor) -> Tensor:
+    """What came, if it is a number for each input value or each pixel."""
+    if not isinstance(maps, Tensor) or maps.shape not in (images.shape, images[:, 0].shape):
+        came = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise Wrong(
+            f"the maps are {came}, wanted is {tuple(images.shape)}",
+            "return a number for each input value, (N, C, H, W), or each pixel, (N, H, W).",
+        )
+    if not maps.isfinite().all():
+        raise Wrong("the maps hold NaN or infinity", "do you divide by what can be 0?")
+    return maps.detach().double()
 
 
 def _beyond_one(pixels: list[int], x: Tensor) -> Tensor:

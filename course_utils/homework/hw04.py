@@ -1,11 +1,9 @@
 """Homework 04, sanity checks: rank correlation, edges, random layers, the cascade, the verdict."""
 
 import copy
-import functools
+import operator
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,27 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import cam, gradients, models
+from course_utils.homework import cases
 from course_utils.homework.checks import (
     Answer,
-    Mistake,
+    Exercise,
+    Mistakes,
     Wrong,
     compare,
     exercise,
+    explain,
+    kept,
     tensor_of,
-    untouched,
+    unchanged,
 )
+from course_utils.methods import cam, gradients
+
+SANITY = ("course_utils.evaluation.sanity",)
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=_seeded(seed), dtype=dtype)
-
-
-# 1 · Rank correlation
+# 1 · Rank correlation --------------------------------------------------------------------------
 
 
 def _ranks(row: np.ndarray, how: str) -> np.ndarray:
@@ -50,7 +46,7 @@ def _ranks(row: np.ndarray, how: str) -> np.ndarray:
     }[how]()
 
 
-def _rank_correlation(
+def rank_correlation(
     a: Tensor,
     b: Tensor,
     *,
@@ -78,69 +74,58 @@ def _rank_correlation(
     return torch.from_numpy(np.where(flat, constant, rho)).expand(len(a))
 
 
-NO_NUMBER = Mistake(
-    "constant",
-    partial(_rank_correlation, constant=0.0),
-    "all ranks of a map without contrast are equal, and the equation says 0 / 0. Neither 0 nor 1 "
-    "is an answer to that; say NaN, and only for this image.",
-)
-EACH_IMAGE = Mistake(
-    "whole batch",
-    partial(_rank_correlation, whole=True),
-    "rank the pixels of each image among themselves. One ranking over the whole batch compares the "
-    "images with each other, too.",
-)
-RANK_CORRELATION = (
-    Mistake(
-        "Pearson",
-        partial(_rank_correlation, ranks="values"),
+RANK_CORRELATION: Mistakes = {
+    "Pearson": (
+        {"ranks": "values"},
         "this is the correlation of the values. Put each pixel's rank within its map in place of "
         "its value first.",
     ),
-    Mistake(
-        "argsort once",
-        partial(_rank_correlation, ranks="order"),
+    "argsort once": (
+        {"ranks": "order"},
         "argsort says which pixel comes first, second, …; a rank says at which place a pixel "
         "comes. The one is the inverse permutation of the other.",
     ),
-    Mistake(
-        "ties in some order",
-        partial(_rank_correlation, ranks="ordinal"),
+    "ties in some order": (
+        {"ranks": "ordinal"},
         "equal values got different ranks, by where they lie in the picture. Give them all the "
         "mean of the ranks that they take up together.",
     ),
-    Mistake(
-        "dense ranks",
-        partial(_rank_correlation, ranks="dense"),
+    "dense ranks": (
+        {"ranks": "dense"},
         "these ranks number the different values. A value that occurs a hundred times takes up a "
         "hundred ranks, and the next one comes after them.",
     ),
-    Mistake(
-        "lowest of the tied ranks",
-        partial(_rank_correlation, ranks="min"),
+    "lowest of the tied ranks": (
+        {"ranks": "min"},
         "tied pixels got the first of the ranks that they take up together; wanted is the mean.",
     ),
-    Mistake(
-        "short formula",
-        partial(_rank_correlation, short=True),
+    "short formula": (
+        {"short": True},
         "the formula with 6 Σd² holds only where no two values are equal. Take Pearson's "
         "correlation of the ranks, which always holds.",
     ),
-    Mistake(
-        "unsigned",
-        partial(_rank_correlation, unsigned=True),
+    "unsigned": (
+        {"unsigned": True},
         "the maps are compared as they come: without their signs a map and its negative are the "
         "same. Whether to drop the sign is decided in Exercise 5.",
     ),
-    EACH_IMAGE,
-    NO_NUMBER,
-)
+    "whole batch": (
+        {"whole": True},
+        "rank the pixels of each image among themselves. One ranking over the whole batch compares "
+        "the images with each other, too.",
+    ),
+    "constant": (
+        {"constant": 0.0},
+        "all ranks of a map without contrast are equal, and the equation says 0 / 0. Neither 0 nor "
+        "1 is an answer to that; say NaN, and only for this image.",
+    ),
+}
 
 
 def _pair(n: int, height: int, width: int, seed: int, levels: float | None = None) -> list[Tensor]:
     """Two batches of maps that have something in common; with `levels`, many values are equal."""
-    a = _normal(n, height, width, seed=seed)
-    b = a + _normal(n, height, width, seed=seed + 1)
+    a = cases.noise(n, height, width, seed=seed)
+    b = a + cases.noise(n, height, width, seed=seed + 1)
     b = b * torch.tensor([1.0, -1.0]).repeat(n)[:n, None, None]  # some agree, some contradict
     if levels:
         return [(a * levels).round().clamp(min=0) / levels, (b * levels).round() / levels]
@@ -151,56 +136,57 @@ def _pair(n: int, height: int, width: int, seed: int, levels: float | None = Non
 
 @exercise(
     "hw04.rank_correlation",
-    *RANK_CORRELATION,
-    forbidden=("scipy.stats", "pandas", "course_utils.sanity", "course_utils.lime"),
+    rank_correlation,
+    RANK_CORRELATION,
+    forbidden=("scipy.stats", "pandas", *SANITY, "course_utils.methods.lime"),
 )
-def _check_rank_correlation(answer: Answer) -> Iterator[str]:
+def check_rank_correlation(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Maps with ties and without, what a monotone change does, and maps without contrast."""
     pairs = [_pair(5, 9, 14, seed=0), _pair(4, 12, 8, seed=2, levels=1.5), _pair(1, 6, 6, seed=4)]
     tied = _pair(3, 16, 16, seed=6, levels=4)
-    for a, b in pairs:
-        kept = a.clone(), b.clone()
-        got = tensor_of(answer(a, b), "the result")
-        if not (torch.equal(a, kept[0]) and torch.equal(b, kept[1])):
-            raise Wrong("the maps have changed", "work on copies of the maps.")
-        if got.shape != (len(a),):
+    asked = [{"a": a, "b": b} for a, b in (*pairs, tied)]
+    for name in ("a", "b"):
+        answer = kept(answer, name, "work on copies of the maps.")
+    for case in asked[:3]:
+        got, n = tensor_of(answer(**case), "the result"), len(case["a"])
+        if got.shape != (n,):
             raise Wrong(
-                f"{len(a)} images give {tuple(got.shape)}, wanted is ({len(a)},)", EACH_IMAGE.hint
+                f"{n} images give {tuple(got.shape)}, wanted is ({n},)", known.hint("whole batch")
             )
     yield "there is one number for each image, and the maps are left as they were"
     compare(
         answer,
-        _rank_correlation,
-        [{"a": a, "b": b} for a, b in (*pairs, tied)],
-        RANK_CORRELATION,
+        known,
+        asked,
         what="the rank correlation",
         hint="go through the three steps: ranks within each map, ties get the mean of their "
         "ranks, then Pearson's correlation of the ranks.",
     )
     yield "it is Spearman's, on maps with and without ties, each image on its own"
-    (a, b), wanted = pairs[0], _rank_correlation(*pairs[0])
+    a, b = pairs[0]
     for what, one, other, expected in (
         ("a map with itself", a, a, torch.ones(len(a))),
         ("a map with its negative", a, -a, -torch.ones(len(a))),
-        ("after a monotone change of one map", (a / 5).exp(), b, wanted),
+        ("after a monotone change of one map", (a / 5).exp(), b, rank_correlation(a, b)),
     ):
-        if not torch.allclose(tensor_of(answer(one, other), what), expected.double(), atol=1e-3):
+        number = tensor_of(answer(a=one, b=other), what)
+        if not torch.allclose(number, expected.double(), atol=1e-3):
             raise Wrong(f"{what}: the number is not what it must be", "only ranks may count.")
     yield "a map with itself gives 1, with its negative −1, and a monotone change changes nothing"
     flat = a.clone()
     flat[1], flat[3] = 0.0, 2.5
     for one, other in ((flat, b), (b, flat)):
-        got = tensor_of(answer(one, other), "the result")
-        number = got.isnan().logical_not()
-        if number[[1, 3]].any() or not number[[0, 2, 4]].all():
-            which = "has a number" if number[[1, 3]].any() else "makes NaN of other images"
-            raise Wrong(f"a map without contrast {which}", NO_NUMBER.hint)
+        has_number = ~tensor_of(answer(a=one, b=other), "the result").isnan()
+        if has_number[[1, 3]].any() or not has_number[[0, 2, 4]].all():
+            which = "has a number" if has_number[[1, 3]].any() else "makes NaN of other images"
+            raise Wrong(f"a map without contrast {which}", known.hint("constant"))
     yield "a map without contrast gets NaN, and the others keep their number"
 
 
-# 2 · Edges
+# 2 · Edges -------------------------------------------------------------------------------------
 
 
-def _edges(
+def edges(
     images: Tensor,
     *,
     padding: str = "replicate",
@@ -227,129 +213,95 @@ def _edges(
     return size.sum(1)
 
 
-def _scaled(function: Answer, images: Tensor) -> Tensor:
-    """Each image's map divided by its largest value: a unit does not matter here."""
-    before = images.clone()
-    maps = tensor_of(function(images), "the map")
-    if not torch.equal(images, before):
-        raise Wrong("the images have changed", "work on a copy of them.")
-    if maps.ndim != 3:
-        raise Wrong(
-            f"images {tuple(images.shape)} give {tuple(maps.shape)}",
-            "one map an image, without a channel: (N, H, W).",
-        )
-    return maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+def _scaled(function: Answer) -> Answer:
+    """The function, each image's map divided by its largest value: a unit does not matter here."""
+
+    def scaled(images: Tensor) -> Tensor:
+        maps = tensor_of(function(images=images), "the map")
+        if maps.ndim != 3:
+            raise Wrong(
+                f"images {tuple(images.shape)} give {tuple(maps.shape)}",
+                "one map an image, without a channel: (N, H, W).",
+            )
+        return maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+    return scaled
 
 
-EDGES = (
-    Mistake(
-        "zeros around",
-        partial(_edges, padding="constant"),
+EDGES: Mistakes = {
+    "zeros around": (
+        {"padding": "constant"},
         "there is a bright frame: a border of zeros is an edge that the picture does not have. Let "
         "the picture go on outside with the values of its border.",
     ),
-    Mistake(
-        "mirrored",
-        partial(_edges, padding="reflect"),
+    "mirrored": (
+        {"padding": "reflect"},
         "this mirror leaves out the border's own pixels, and the slope across the border vanishes. "
         "Let the picture go on outside with the values of its border.",
     ),
-    Mistake(
-        "smaller map",
-        partial(_edges, padding="none"),
+    "smaller map": (
+        {"padding": "none"},
         "a 3 × 3 kernel takes a pixel off at each side; pad the picture before, so that each pixel "
         "of it has a value.",
     ),
-    Mistake(
-        "one direction",
-        partial(_edges, join="one way"),
+    "one direction": (
+        {"join": "one way"},
         "edges of one direction only. Turn the kernel by a quarter, too, and put both slopes "
         "together.",
     ),
-    Mistake(
-        "signed sum",
-        partial(_edges, join="signed"),
+    "signed sum": (
+        {"join": "signed"},
         "slopes up and slopes down cancel in a sum. The edge's strength is the length of the "
         "vector of the two slopes.",
     ),
-    Mistake(
-        "sum of magnitudes",
-        partial(_edges, join="abs"),
+    "sum of magnitudes": (
+        {"join": "abs"},
         "an oblique edge comes out too strong. The length of a vector is the root of the sum of "
         "squares.",
     ),
-    Mistake(
-        "equal weights",
-        partial(_edges, middle=1.0),
+    "equal weights": (
+        {"middle": 1.0},
         "this is Prewitt's kernel; in Sobel's the middle row counts twice.",
     ),
-    Mistake(
-        "each color",
-        partial(_edges, grey=False),
+    "each color": (
+        {"grey": False},
         "edges are wanted of the grey picture: take the mean over the channels first.",
     ),
-)
+}
 
 
 @exercise(
     "hw04.edges",
-    *EDGES,
-    forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.league"),
+    edges,
+    EDGES,
+    forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.evaluation.league"),
 )
-def _check_edges(answer: Answer) -> Iterator[str]:
+def check_edges(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Noise and squares, of one and of three channels, and an even picture."""
     square = torch.zeros(2, 3, 16, 12)
     square[0, :, 4:9, 3:8], square[1, 1, 6:, :5] = 1.0, -2.0
-    noise = _normal(3, 3, 9, 13, seed=0)
-    cases = [noise, square, _normal(1, 1, 7, 7, seed=1) + 3, F.avg_pool2d(noise, 2) - 1]
+    noise, grey = cases.noise(3, 3, 9, 13), cases.noise(1, 1, 7, 7, seed=1) + 3
+    answer = kept(answer, "images", "work on a copy of them.")
     compare(
-        partial(_scaled, answer),
-        partial(_scaled, _edges),
-        [{"images": images} for images in cases],
-        [Mistake(m.name, partial(_scaled, m.answer), m.hint) for m in EDGES],
+        answer,
+        known,
+        [{"images": images} for images in (noise, square, grey, F.avg_pool2d(noise, 2) - 1)],
+        of=_scaled,
         what="the edge map",
         hint="the steps are: mean over the channels, pad by one pixel, two slopes with Sobel's "
         "kernels, the length of the vector of the two.",
     )
     yield "Sobel's edges of the grey picture, for one and three channels, as large as the picture"
-    if tensor_of(answer(torch.full((2, 3, 8, 9), 0.7)), "the map").abs().max() > 1e-4:
-        raise Wrong("an even picture has edges", EDGES[0].hint)
+    even = tensor_of(answer(images=torch.full((2, 3, 8, 9), 0.7)), "the map")
+    if even.abs().max() > 1e-4:
+        raise Wrong("an even picture has edges", known.hint("zeros around"))
     yield "an even picture has none"
 
 
-# 3 · Random layers
+# 3 · Random layers -----------------------------------------------------------------------------
 
 
-def _tiny(classes: int, width: int, seed: int) -> nn.Module:
-    """A little network in eval mode, some of whose layers have names that are parts of others."""
-
-    def block(channels: int) -> list[tuple[str, nn.Module]]:
-        return [
-            ("conv1", nn.Conv2d(channels, width, 3, padding=1)),
-            ("bn1", nn.BatchNorm2d(width)),
-            ("relu", nn.ReLU(inplace=True)),
-        ]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = [("pool", nn.AdaptiveAvgPool2d(2)), ("flat", nn.Flatten())]
-        body = [*block(3), ("block", nn.Sequential(OrderedDict(block(width))))]
-        fc = ("fc", nn.Linear(4 * width, classes))
-        model = nn.Sequential(OrderedDict([*body, *head, fc]))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.5)
-                module.running_mean = 0.3 * torch.randn(width)
-                module.running_var = torch.rand(width) + 0.5
-    return model.eval()
-
-
-@functools.cache
-def _shipped() -> nn.Module:
-    return models.load("scenes", device="cpu").model
-
-
-def _randomized(
+def randomized(
     model: nn.Module,
     layers: Sequence[str],
     generator: torch.Generator,
@@ -361,8 +313,10 @@ def _randomized(
     buffers: bool = False,
     along: str = "all",
     drawn: bool = False,
+    own: Callable[[torch.Generator], torch.Generator] = lambda generator: generator,
 ) -> nn.Module:
     """A copy with each parameter of the layers shuffled: the same values, in another order."""
+    generator = own(generator)
     result = copied(model)
 
     def chosen(name: str) -> bool:
@@ -388,145 +342,130 @@ def _randomized(
     return result
 
 
-def _global(model: nn.Module, layers: Sequence[str], generator: torch.Generator) -> nn.Module:
-    return _randomized(model, layers, torch.default_generator)
-
-
-def _manual_seed(model: nn.Module, layers: Sequence[str], generator: torch.Generator) -> nn.Module:
+def _seeded_for_everybody(generator: torch.Generator) -> torch.Generator:
     torch.manual_seed(generator.initial_seed())
-    return _randomized(model, layers, torch.default_generator)
-
-
-def _always_the_same(
-    model: nn.Module, layers: Sequence[str], generator: torch.Generator
-) -> nn.Module:
-    return _randomized(model, layers, _seeded(0))
+    return torch.default_generator
 
 
 def _part_of_the_name(name: str, layers: Sequence[str]) -> bool:
     return any(layer in name for layer in layers)
 
 
-RANDOMIZED = (
-    Mistake(
-        "in place",
-        partial(_randomized, copied=lambda model: model),
+RANDOMIZED: Mistakes = {
+    "in place": (
+        {"copied": lambda model: model},
         "the function shuffles the model that it was given, and nothing is left to compare with. "
         "Make a copy first.",
     ),
-    Mistake(
-        "shallow copy",
-        partial(_randomized, copied=copy.copy),
+    "shallow copy": (
+        {"copied": copy.copy},
         "the copy shares its layers with the original: copy.copy copies the outermost object only. "
         "You need a copy of everything inside, too.",
     ),
-    Mistake(
-        "weights only",
-        partial(_randomized, only=lambda value: value.ndim > 1),
+    "weights only": (
+        {"only": lambda value: value.ndim > 1},
         "weights are not all that was learnt: a layer's biases, and the scales and shifts of "
         "BatchNorm, are parameters, too.",
     ),
-    Mistake(
-        "nothing inside a block",
-        partial(_randomized, inside=False),
+    "nothing inside a block": (
+        {"inside": False},
         "a name such as layer4 means a block, whose parameters lie in the layers inside it. They "
         "all belong to it.",
     ),
-    Mistake(
-        "part of a name",
-        partial(_randomized, match=_part_of_the_name),
+    "part of a name": (
+        {"match": _part_of_the_name},
         'parameters of other layers have changed, with similar names: "conv1" is also a part of '
         '"layer4.0.conv1". Take the layer itself by its name.',
     ),
-    Mistake(
-        "all layers",
-        partial(_randomized, match=lambda name, layers: True),
+    "all layers": (
+        {"match": lambda name, layers: True},
         "parameters of layers that were not named have changed. Shuffle only what belongs to the "
         "named ones.",
     ),
-    Mistake(
-        "buffers, too",
-        partial(_randomized, buffers=True),
+    "buffers, too": (
+        {"buffers": True},
         "BatchNorm's running mean and variance have changed. They are buffers, measured and not "
         "learnt by descent; here they stay.",
     ),
-    Mistake(
-        "whole rows",
-        partial(_randomized, along="rows"),
+    "whole rows": (
+        {"along": "rows"},
         "whole filters have moved, and each of them still is what was learnt. Shuffle all numbers "
         "of the tensor among each other.",
     ),
-    Mistake(
-        "new numbers",
-        partial(_randomized, drawn=True),
+    "new numbers": (
+        {"drawn": True},
         "the values are not the old ones in another order. Drawing new ones is a check, too, but "
         "here each tensor keeps its values, so that the layer's outputs keep about their size.",
     ),
-    Mistake(
-        "without the generator",
-        _global,
+    "without the generator": (
+        {"own": lambda generator: torch.default_generator},
         "the shuffle ignores the generator: with equal generators two calls give different models, "
         "and nobody can repeat the result.",
     ),
-    Mistake(
-        "seed for everybody",
-        _manual_seed,
+    "seed for everybody": (
+        {"own": _seeded_for_everybody},
         "torch's global random state has changed, for all the code that runs afterwards. Hand the "
         "generator to the function that draws.",
     ),
-    Mistake(
-        "always the same",
-        _always_the_same,
+    "always the same": (
+        {"own": lambda generator: cases.seeded(0)},
         "another generator gives the same shuffle. Draw from the generator that comes in, not from "
         "one that the function makes.",
     ),
-)
-RANDOMIZED_HINT = {mistake.name: mistake.hint for mistake in RANDOMIZED}
+}
 
 
-@exercise("hw04.randomized", *RANDOMIZED, forbidden=("course_utils.sanity",))
-def _check_randomized(answer: Answer) -> Iterator[str]:
-    hints = RANDOMIZED_HINT
+@exercise("hw04.randomized", randomized, RANDOMIZED, forbidden=SANITY)
+def check_randomized(answer: Answer, known: Exercise) -> Iterator[str]:
+    """What is shuffled, what is not, and what decides, on three networks."""
     for original, layers in (
-        (_tiny(8, 9, seed=0), ["fc", "block"]),
-        (_tiny(11, 8, seed=1), ["conv1"]),
-        (_shipped(), ["fc", "layer2", "conv1"]),
+        (cases.nested(8, 9, seed=0), ["fc", "block"]),
+        (cases.nested(11, 8, seed=1), ["conv1"]),
+        (cases.shipped().model, ["fc", "layer2", "conv1"]),
     ):
         model = copy.deepcopy(original)  # a wrong answer may spoil it
-        objects, flags = list(model.parameters()), [m.training for m in model.modules()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             state = torch.get_rng_state()
-            result = answer(model, layers, _seeded(5))
+            result = _copied(answer, original, model, layers, known)
             drawn = not torch.equal(state, torch.get_rng_state())
-        if not isinstance(result, nn.Module):
-            raise Wrong(
-                f"the result is {type(result).__name__}, wanted is a model",
-                "does the function end with return, and does it return the copy?",
-            )
-        same = all(a is b for a, b in zip(objects, model.parameters(), strict=True))
-        if not (same and _equal(model, original)):
-            raise Wrong(
-                "the original model has changed",
-                hints["in place" if result is model else "shallow copy"],
-            )
-        if result is model:
-            raise Wrong("the result is the model itself", hints["in place"])
-        _check_shuffled(original, result, layers)
-        if [m.training for m in result.modules()] != flags:
+        _check_shuffled(original, result, layers, known)
+        if [m.training for m in result.modules()] != [m.training for m in original.modules()]:
             raise Wrong("the copy is in another mode", "a copy keeps the mode; leave it there.")
-        _check_generator(answer, model, layers, result, drawn)
+        _check_generator(answer, model, layers, result, drawn, known)
     yield "the named layers' parameters have their values in another order, biases too"
     yield "other parameters, all buffers, the mode and the original are as they were"
     yield "the generator alone decides: the same seed gives the same model, another another"
-    model = _tiny(8, 9, seed=0)
-    if not _equal(model, answer(model, [], _seeded(0))):
-        raise Wrong("with no layer named the copy differs", hints["all layers"])
-    twice = answer(answer(model, ["fc"], _seeded(0)), ["block"], _seeded(1))
-    once = answer(model, ["fc"], _seeded(0))
+    model = cases.nested(8, 9, seed=0)
+    if not _equal(model, answer(model, [], cases.seeded(0))):
+        raise Wrong("with no layer named the copy differs", known.hint("all layers"))
+    twice = answer(answer(model, ["fc"], cases.seeded(0)), ["block"], cases.seeded(1))
+    once = answer(model, ["fc"], cases.seeded(0))
     if not torch.equal(twice.fc.weight, once.fc.weight):
-        raise Wrong("a copy of a copy has lost the first one's layers", hints["all layers"])
+        raise Wrong("a copy of a copy has lost the first one's layers", known.hint("all layers"))
     yield "a copy can be copied again"
+
+
+def _copied(
+    answer: Answer, original: nn.Module, model: nn.Module, layers: Sequence[str], known: Exercise
+) -> nn.Module:
+    """The answer's copy of `model`, which must stay equal to `original`, object by object."""
+    objects = list(model.parameters())
+    result = answer(model, layers, cases.seeded(5))
+    if not isinstance(result, nn.Module):
+        raise Wrong(
+            f"the result is {type(result).__name__}, wanted is a model",
+            "does the function end with return, and does it return the copy?",
+        )
+    same = all(a is b for a, b in zip(objects, model.parameters(), strict=True))
+    if not (same and _equal(model, original)):
+        raise Wrong(
+            "the original model has changed",
+            known.hint("in place" if result is model else "shallow copy"),
+        )
+    if result is model:
+        raise Wrong("the result is the model itself", known.hint("in place"))
+    return result
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
@@ -534,7 +473,9 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _check_shuffled(original: nn.Module, result: nn.Module, layers: Sequence[str]) -> None:
+def _check_shuffled(
+    original: nn.Module, result: nn.Module, layers: Sequence[str], known: Exercise
+) -> None:
     """Raise `Wrong` unless just the parameters of the layers are shuffled."""
     old, new = dict(original.named_parameters()), dict(result.named_parameters())
     if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
@@ -544,21 +485,21 @@ def _check_shuffled(original: nn.Module, result: nn.Module, layers: Sequence[str
     wrongly, left = changed - inside, inside - changed
     if wrongly:
         similar = all(_part_of_the_name(name, layers) for name in wrongly)
-        hint = RANDOMIZED_HINT["part of a name" if similar else "all layers"]
+        hint = known.hint("part of a name" if similar else "all layers")
         raise Wrong(f"{min(wrongly)} has changed, but {', '.join(layers)} was named", hint)
     if left:
         deep = all(name.count(".") > 1 for name in left) and any(old[n].ndim > 1 for n in left)
-        hint = RANDOMIZED_HINT["nothing inside a block" if deep else "weights only"]
+        hint = known.hint("nothing inside a block" if deep else "weights only")
         raise Wrong(f"{min(left)} has not changed", hint)
     for name in inside:
         a, b = old[name].detach(), new[name].detach()
         if not torch.equal(a.flatten().sort().values, b.flatten().sort().values):
-            raise Wrong(f"{name} has other values", RANDOMIZED_HINT["new numbers"])
+            raise Wrong(f"{name} has other values", known.hint("new numbers"))
         if a.ndim > 1 and any(torch.allclose(_sums(a, axis), _sums(b, axis)) for axis in (0, 1)):
-            raise Wrong(f"{name} is not shuffled as a whole", RANDOMIZED_HINT["whole rows"])
+            raise Wrong(f"{name} is not shuffled as a whole", known.hint("whole rows"))
     for name, buffer in original.named_buffers():
         if not torch.equal(buffer, dict(result.named_buffers())[name]):
-            raise Wrong(f"{name} has changed", RANDOMIZED_HINT["buffers, too"])
+            raise Wrong(f"{name} has changed", known.hint("buffers, too"))
 
 
 def _sums(values: Tensor, axis: int) -> Tensor:
@@ -567,23 +508,26 @@ def _sums(values: Tensor, axis: int) -> Tensor:
 
 
 def _check_generator(
-    answer: Answer, model: nn.Module, layers: Sequence[str], result: nn.Module, drawn: bool
+    answer: Answer,
+    model: nn.Module,
+    layers: Sequence[str],
+    result: nn.Module,
+    drawn: bool,
+    known: Exercise,
 ) -> None:
     """Raise `Wrong` unless the generator, and nothing else, decides."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        again, other = (answer(model, layers, _seeded(seed)) for seed in (5, 6))
+        again, other = (answer(model, layers, cases.seeded(seed)) for seed in (5, 6))
     if not _equal(result, again):
-        raise Wrong(
-            "equal generators give different models", RANDOMIZED_HINT["without the generator"]
-        )
+        raise Wrong("equal generators give different models", known.hint("without the generator"))
     if drawn:
-        raise Wrong("the global random state has changed", RANDOMIZED_HINT["seed for everybody"])
+        raise Wrong("the global random state has changed", known.hint("seed for everybody"))
     if _equal(result, other):
-        raise Wrong("different generators give the same model", RANDOMIZED_HINT["always the same"])
+        raise Wrong("different generators give the same model", known.hint("always the same"))
 
 
-# 4 · The cascade
+# 4 · The cascade -------------------------------------------------------------------------------
 
 
 def _anew(model: nn.Module, layers: Sequence[str]) -> nn.Module:
@@ -600,12 +544,12 @@ def _anew(model: nn.Module, layers: Sequence[str]) -> nn.Module:
     with torch.no_grad():
         for name, parameter in result.named_parameters():
             if any(name.startswith(f"{layer}.") for layer in layers):
-                noise = _normal(*parameter.shape, seed=zlib.crc32(name.encode()))
+                noise = cases.noise(*parameter.shape, seed=zlib.crc32(name.encode()))
                 parameter.copy_(noise * parameter.std())
     return result
 
 
-def _cascade(
+def cascade(
     model: nn.Module,
     method: Callable[..., Tensor],
     images: Tensor,
@@ -634,87 +578,75 @@ def _cascade(
     return result.sum(2) if summed and result.ndim == 5 else result
 
 
-CASCADE = (
-    Mistake(
-        "from the input",
-        partial(_cascade, backwards=False),
+CASCADE: Mistakes = {
+    "from the input": (
+        {"backwards": False},
         "the first layers came first. The names come in the order in which the layers run; begin "
         "with the one next to the output.",
     ),
-    Mistake(
-        "one at a time",
-        partial(_cascade, independent=True),
+    "one at a time": (
+        {"independent": True},
         "each time only one layer is random, and the others are as they were learnt. In a cascade "
         "what is random stays random.",
     ),
-    Mistake(
-        "new target",
-        partial(_cascade, aim="argmax of each"),
+    "new target": (
+        {"aim": "argmax of each"},
         "the map of the random network is about another class, the one that this network answers. "
         "Ask all of them for the target that was given.",
     ),
-    Mistake(
-        "target ignored",
-        partial(_cascade, aim="argmax"),
+    "target ignored": (
+        {"aim": "argmax"},
         "the maps are about the class that the model answers. Hand on the target that was given.",
     ),
-    Mistake(
-        "no map of the model",
-        partial(_cascade, first=False),
+    "no map of the model": (
+        {"first": False},
         "the map of the model as it is belongs in front, with no layer random: all others will be "
         "compared with it.",
     ),
-    Mistake(
-        "always the same model",
-        partial(_cascade, used=False),
+    "always the same model": (
+        {"used": False},
         "all maps are the same: randomize gives back a copy, and leaves the model that it is given "
         "alone. Explain the copy.",
     ),
-    Mistake(
-        "channels added",
-        partial(_cascade, summed=True),
+    "channels added": (
+        {"summed": True},
         "the channels have been added up. Keep the maps as the method gives them; what to do with "
         "signs and channels is decided in Exercise 5.",
     ),
-)
+}
 
 
-@exercise("hw04.cascade", *CASCADE, forbidden=("course_utils.sanity",))
-def _check_cascade(answer: Answer) -> Iterator[str]:
-    few, shipped = ["conv1", "block", "fc"], ["conv1", "layer3", "fc"]
-    cases = []
+@exercise("hw04.cascade", cascade, CASCADE, forbidden=SANITY)
+def check_cascade(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Three networks and three methods, explained for what the network does not answer."""
+    asked = []
     for original, layers, method, size in (
-        (_tiny(8, 9, seed=0), few, gradients.gradient, (3, 3, 10, 13)),
+        (cases.nested(8, 9, seed=0), ["conv1", "block", "fc"], gradients.gradient, (3, 3, 10, 13)),
         (
-            _tiny(5, 8, seed=3),
-            [*few[:1], "bn1", *few[1:]],
+            cases.nested(5, 8, seed=3),
+            ["conv1", "bn1", "block", "fc"],
             gradients.input_x_gradient,
             (2, 3, 9, 9),
         ),
-        (_shipped(), shipped, cam.grad_cam, (2, 3, 64, 64)),
+        (cases.shipped().model, ["conv1", "layer3", "fc"], cam.grad_cam, (2, 3, 64, 64)),
     ):
-        images = _normal(*size, seed=4)
+        model, images = copy.deepcopy(original), cases.noise(*size, seed=4)
         with torch.no_grad():
-            logits = original(images)
-        target = logits.topk(2).indices[:, 1]  # not what the model answers
-        cases.append((copy.deepcopy(original), method, images, target, layers, _anew))
-    names = ("model", "method", "images", "target", "layers", "randomize")
+            second = model(images).topk(2).indices[:, 1]
+        case = {"model": model, "method": method, "images": images, "target": second}
+        asked.append({**case, "layers": layers, "randomize": _anew})
 
-    def kept(model: nn.Module, images: Tensor, layers: Sequence[str], **case: Any) -> Any:
-        before, names = copy.deepcopy(model), list(layers)
-        with untouched(model, images):
-            result = answer(model=model, images=images, layers=layers, **case)
+    def left_alone(model: nn.Module, **case: Any) -> Any:
+        before = copy.deepcopy(model)
+        result = answer(model=model, **case)
         if not _equal(before, model):
             raise Wrong("the model has changed", "only the copies may be random.")
-        if layers != names:
-            raise Wrong("the list of layers has changed", "reversed(…) makes a new one.")
         return result
 
     compare(
-        kept,
-        _cascade,
-        [dict(zip(names, case, strict=True)) for case in cases],
-        CASCADE,
+        kept(unchanged(left_alone), "layers", "reversed(…) makes a new list."),
+        known,
+        asked,
         what="the stack of maps",
         hint="one map of the model as it is, then one after each layer, from the output to the "
         "input, that has become random.",
@@ -723,10 +655,10 @@ def _check_cascade(answer: Answer) -> Iterator[str]:
     yield "the model, the images and the list of layers are left as they were"
 
 
-# 5 · Similarity
+# 5 · Similarity --------------------------------------------------------------------------------
 
 
-def _similarities(
+def similarities(
     maps: Tensor,
     correlation: Callable[[Tensor, Tensor], Tensor],
     signed: bool,
@@ -748,45 +680,39 @@ def _similarities(
     return result.mean(1, keepdim=True).expand_as(result) if mean else result
 
 
-SIMILARITIES = (
-    Mistake(
-        "abs after the sum",
-        partial(_similarities, sign="late"),
+SIMILARITIES: Mistakes = {
+    "abs after the sum": (
+        {"sign": "late"},
         "the channels have cancelled before the sign was dropped. Magnitudes first, then the sum "
         "over the channels.",
     ),
-    Mistake(
-        "always abs",
-        partial(_similarities, sign="always"),
+    "always abs": (
+        {"sign": "always"},
         "the signs are dropped although signed is True. Then a map and its negative would be the "
         "same.",
     ),
-    Mistake(
-        "never abs",
-        partial(_similarities, sign="never"),
+    "never abs": (
+        {"sign": "never"},
         "with signed=False only the magnitudes are to be compared, but the signs are still there.",
     ),
-    Mistake(
-        "step by step",
-        partial(_similarities, before=True),
+    "step by step": (
+        {"before": True},
         "each map is compared with the one before it. Many small steps may lead far away: compare "
         "all of them with the first.",
     ),
-    Mistake(
-        "largest channel",
-        partial(_similarities, pool="max"),
+    "largest channel": (
+        {"pool": "max"},
         "the channels are to be added up, not the largest one taken.",
     ),
-    Mistake(
-        "mean over the images",
-        partial(_similarities, mean=True),
+    "mean over the images": (
+        {"mean": True},
         "keep one number for each image; how they differ is wanted later.",
     ),
-)
+}
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """A right answer to Exercise 1, which says so where it is given something else."""
+    """Spearman's ρ of two batches (N, H, W) → (N,); raises `Wrong` for anything else."""
     for maps in (a, b):
         if not isinstance(maps, Tensor) or maps.ndim != 3 or a.shape != b.shape:
             shapes = " and ".join(str(tuple(getattr(x, "shape", ()))) for x in (a, b))
@@ -795,34 +721,26 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
                 "it wants two batches (N, H, W): the first step's and another step's, without "
                 "channels. A method without channels, such as Grad-CAM, gives one dimension less.",
             )
-    return _rank_correlation(a, b)
+    return rank_correlation(a, b)
 
 
-@exercise("hw04.similarities", *SIMILARITIES, forbidden=("course_utils.sanity",))
-def _check_similarities(answer: Answer) -> Iterator[str]:
+@exercise("hw04.similarities", similarities, SIMILARITIES, forbidden=SANITY)
+def check_similarities(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Walks of maps, with and without channels, of even and odd signs."""
     stacks = []
     for shape, seed in (((4, 3, 3, 7, 9), 0), ((5, 4, 8, 6), 1), ((3, 2, 2, 6, 6), 2)):
         # A walk: each step is like the one before, and less and less like the first.
-        maps = _normal(*shape, seed=seed).cumsum(0)
+        maps = cases.noise(*shape, seed=seed).cumsum(0)
         maps[1::2] *= -1
         stacks.append(maps)
-
-    def kept(maps: Tensor, **case: Any) -> Any:
-        before = maps.clone()
-        result = answer(maps=maps, **case)
-        if not torch.equal(maps, before):
-            raise Wrong("the maps have changed", "work on a copy: abs_() changes its tensor.")
-        return result
-
     compare(
-        kept,
-        _similarities,
+        kept(answer, "maps", "work on a copy: abs_() changes its tensor."),
+        known,
         [
             {"maps": maps, "correlation": _correlation, "signed": signed}
             for maps in stacks
             for signed in (True, False)
         ],
-        SIMILARITIES,
         what="the table of similarities",
         hint="drop the signs or not, add up the channels where there are any, and compare each "
         "step's maps with the first step's.",
@@ -831,10 +749,10 @@ def _check_similarities(answer: Answer) -> Iterator[str]:
     yield "the maps are left as they were"
 
 
-# 6 · The verdict
+# 6 · The verdict -------------------------------------------------------------------------------
 
 
-def _layers_needed(
+def layers_needed(
     similarity: Tensor,
     control: Tensor,
     margin: float,
@@ -858,49 +776,39 @@ def _layers_needed(
     return int(gone.argmax()) + shift if gone.any() else None
 
 
-LAYERS_NEEDED = (
-    Mistake(
-        "first fall",
-        partial(_layers_needed, for_good=False),
+LAYERS_NEEDED: Mistakes = {
+    "first fall": (
+        {"for_good": False},
         "a curve may dip and come back by accident. Count from where it stays down, at all later "
         "steps.",
     ),
-    Mistake(
-        "no control",
-        partial(_layers_needed, compared=False),
+    "no control": (
+        {"compared": False},
         "the similarity itself is compared with the margin. Wanted is what it has in excess of the "
         "control of the same image.",
     ),
-    Mistake(
-        "NaN counts",
-        partial(_layers_needed, center=np.median),
+    "NaN counts": (
+        {"center": np.median},
         "one image without a number makes the median of all NaN. Leave such images out.",
     ),
-    Mistake(
-        "mean",
-        partial(_layers_needed, center=np.nanmean),
-        "a single odd image pulls the mean; the median is wanted.",
-    ),
-    Mistake(
-        "difference of medians",
-        partial(_layers_needed, apart=True),
+    "mean": ({"center": np.nanmean}, "a single odd image pulls the mean; the median is wanted."),
+    "difference of medians": (
+        {"apart": True},
         "each image has its own control: subtract image by image first, then take the median.",
     ),
-    Mistake(
-        "less alike is different",
-        partial(_layers_needed, unsigned=True),
+    "less alike is different": (
+        {"unsigned": True},
         "a similarity far below the control is not alike, either: the excess may be as negative as "
         "it likes.",
     ),
-    Mistake(
-        "off by one",
-        partial(_layers_needed, shift=-1),
+    "off by one": (
+        {"shift": -1},
         "row 0 is the model as it is, with no layer random; so row k has k random layers.",
     ),
-)
+}
 
 
-def _tables() -> list[tuple[Tensor, Tensor, float]]:
+def _tables() -> list[dict[str, Any]]:
     """Similarities (1 + L, N), controls (N,) and margins, none of them on the edge."""
     nan = float("nan")
     plain = torch.tensor([1.0, 0.9, 0.6, 0.2, 0.1])[:, None] + torch.tensor([-0.05, 0, 0.05])
@@ -927,29 +835,28 @@ def _tables() -> list[tuple[Tensor, Tensor, float]]:
         (none, low, 0.2),
     ]
     for seed in range(12):
-        walk = 1 - torch.rand(6, 5, generator=_seeded(seed)).cumsum(0).roll(1, 0) * 0.4
+        walk = 1 - torch.rand(6, 5, generator=cases.seeded(seed)).cumsum(0).roll(1, 0) * 0.4
         walk[0] = 1.0
-        control = torch.rand(5, generator=_seeded(100 + seed)) * 0.6 - 0.2
+        control = torch.rand(5, generator=cases.seeded(100 + seed)) * 0.6 - 0.2
         tables.append((walk, control, 0.1 + 0.02 * seed))
-    return tables
+    names = ("similarity", "control", "margin")
+    return [dict(zip(names, table, strict=True)) for table in tables]
 
 
-@exercise("hw04.layers_needed", *LAYERS_NEEDED, forbidden=("course_utils.sanity",))
-def _check_layers_needed(answer: Answer) -> Iterator[str]:
+@exercise("hw04.layers_needed", layers_needed, LAYERS_NEEDED, forbidden=SANITY)
+def check_layers_needed(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Tables of similarities, some with a return, with NaN, or with no end."""
     tables = _tables()
-    got = [_whole(answer(*table)) for table in tables]
-    wanted = [_layers_needed(*table) for table in tables]
-    if got != wanted:
-        with np.errstate(all="ignore"):
-            known = {m.hint: [m.answer(*table) for table in tables] for m in LAYERS_NEEDED}
-        hint = "subtract, take the median over the images, and find from where on it stays small."
-        hint = next((hint for hint, results in known.items() if results == got), hint)
-        number = next(i for i, (g, w) in enumerate(zip(got, wanted, strict=True)) if g != w)
-        steps, n = tables[number][0].shape
-        raise Wrong(
-            f"of {n} images and {steps - 1} layers: {got[number]}, wanted is {wanted[number]}", hint
-        )
-    yield "on 21 tables of similarities the number of layers is right"
+    got = [_whole(answer(**table)) for table in tables]
+    wanted = [layers_needed(**table) for table in tables]
+    for g, w, table in zip(got, wanted, tables, strict=True):
+        if g != w:
+            hint = "subtract, take the median over the images, and find from where on it stays "
+            with np.errstate(all="ignore"):
+                hint = explain(got, known, tables, same=operator.eq, hint=f"{hint}small.")
+            steps, n = table["similarity"].shape
+            raise Wrong(f"of {n} images and {steps - 1} layers: {g}, wanted is {w}", hint)
+    yield f"on {len(tables)} tables of similarities the number of layers is right"
     yield "where the map never lets go it is None"
 
 

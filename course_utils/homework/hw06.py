@@ -5,17 +5,28 @@ What cheats, and by what, is not written here: the checks draw films again, and 
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
+from operator import itemgetter
 from typing import Any
 
 import torch
 
-from course_utils import models
-from course_utils.homework.checks import Answer, Mistake, Wrong, exercise
-from course_utils.models import Classifier
-from course_utils.radiographs import CLASSES, REMOVABLE, Radiograph, Radiographs, render
+from course_utils import models, training
+from course_utils.homework.checks import (
+    Answer,
+    Exercise,
+    Mistakes,
+    Wrong,
+    compare,
+    exercise,
+    remembered,
+)
+from course_utils.networks import Classifier
+from course_utils.worlds.radiographs import CLASSES, REMOVABLE, Radiograph, Radiographs, render
 
 FINDING = CLASSES.index("consolidation")
+SHARES = ("accuracy", "sensitivity", "specificity")
+DEVICES = {"pacemaker", "leads"}
 
 
 def candidates() -> dict[str, Classifier]:
@@ -26,7 +37,7 @@ def candidates() -> dict[str, Classifier]:
 
 def clinic(length: int = 200, seed: int = 606) -> Radiographs:
     """Films of this clinic, as `Radiographs`; every other one has a consolidation."""
-    return Radiographs(length, seed, confounder=models.RECIPES["radiographs-cheating"].confounder)
+    return Radiographs(length, seed, confounder=training.RECIPES["radiographs-cheating"].confounder)
 
 
 def margin(classifier: Classifier, film: Radiograph) -> float:
@@ -47,7 +58,7 @@ def _both() -> dict[str, Classifier]:
 @cache
 def _films(length: int, seed: int) -> Radiographs:
     films = clinic(length, seed)
-    films.draw(progress=False)
+    films.draw()
     return films
 
 
@@ -63,33 +74,19 @@ def _number(result: object, what: str) -> float:
     return float(result)
 
 
-def _find(
-    got: list[float],
-    wanted: list[float],
-    mistakes: tuple[Mistake, ...],
-    cases: list[tuple[Any, ...]],
-    what: str,
-    hint: str,
-) -> None:
-    """Raise `Wrong` unless the numbers agree; a mistake that gives the same numbers is named."""
-
-    def same(ours: list[float], theirs: list[float]) -> bool:
-        return all(abs(a - b) <= 1e-3 for a, b in zip(ours, theirs, strict=True))
-
-    if same(got, wanted):
-        return
-    for mistake in mistakes:
-        if same(got, [mistake.answer(*case) for case in cases]):
-            hint = mistake.hint
-            break
-    off = max(range(len(got)), key=lambda i: abs(got[i] - wanted[i]))
-    raise Wrong(f"{what} is not right: for one of our cases yours is {got[off]:.2f}", hint)
+def _numbers(
+    asked: list[dict[str, Any]], what: str, read: Callable[[Any], Any] = lambda result: result
+) -> Callable[[Answer], Answer]:
+    """For `compare`: the numbers (cases,) that an answer gives for all cases, as one tensor."""
+    return lambda function: (
+        lambda: torch.tensor([_number(read(function(**case)), what) for case in asked])
+    )
 
 
 # Performance ---------------------------------------------------------------------------------
 
 
-def _performance(
+def performance(
     classifier: Classifier,
     films: Radiographs,
     *,
@@ -98,8 +95,9 @@ def _performance(
     percent: bool = False,
     balanced: bool = False,
 ) -> dict[str, float]:
-    images, labels = films.draw(progress=False)
-    called = models.predictions(classifier, images).argmax(1)
+    """Of all films, of the ill and of the healthy: the share that is called what it is."""
+    images, labels = films.draw()
+    called = models.logits(classifier, images).argmax(1)
     right = (called == labels).float()
     group = called if of_called else labels
     sensitivity, specificity = right[group == ill].mean(), right[group != ill].mean()
@@ -108,67 +106,57 @@ def _performance(
     return {key: float(value) * (100 if percent else 1) for key, value in found.items()}
 
 
-PERFORMANCE = (
-    Mistake(
-        "classes swapped",
-        partial(_performance, ill=1 - FINDING),
+PERFORMANCE: Mistakes = {
+    "classes swapped": (
+        {"ill": 1 - FINDING},
         "sensitivity is of the ill, specificity of the healthy. Which class number is which?",
     ),
-    Mistake(
-        "predictive values",
-        partial(_performance, of_called=True),
+    "predictive values": (
+        {"of_called": True},
         "you divide by how many were *called* ill. Sensitivity asks: of those who *are* ill?",
     ),
-    Mistake(
-        "percent",
-        partial(_performance, percent=True),
-        "the task asks for shares from 0 to 1, not for percent.",
-    ),
-    Mistake(
-        "mean of the two",
-        partial(_performance, balanced=True),
+    "percent": ({"percent": True}, "the task asks for shares from 0 to 1, not for percent."),
+    "mean of the two": (
+        {"balanced": True},
         "the mean of sensitivity and specificity is the balanced accuracy. It differs where the "
         "two groups are not equally large.",
     ),
-    Mistake(
-        "first film only",
-        lambda classifier, films: dict.fromkeys(("accuracy", "sensitivity", "specificity"), 1.0),
+    "first film only": (
+        lambda classifier, films: dict.fromkeys(SHARES, 1.0),
         "these numbers do not change with the model or the films. Are all films looked at?",
     ),
-)
+}
 
 
-@exercise("hw06.performance", *PERFORMANCE)
-def performance(answer: Answer) -> Iterator[str]:
+@exercise("hw06.performance", performance, PERFORMANCE)
+def check_performance(answer: Answer, known: Exercise) -> Iterator[str]:
     """Accuracy, sensitivity and specificity, on odd sets so that the groups differ in size."""
-    cases = [(model, _films(*which)) for model in _both().values() for which in ((15, 9), (13, 31))]
-    results = [answer(*case) for case in cases]
-    keys = ["accuracy", "sensitivity", "specificity"]
+    asked = [
+        {"classifier": model, "films": _films(*which)}
+        for model in _both().values()
+        for which in ((15, 9), (13, 31))
+    ]
+    answer = remembered(answer)
+    results = [answer(**case) for case in asked]
     for result in results:
-        if not isinstance(result, dict) or sorted(result) != sorted(keys):
+        if not isinstance(result, dict) or sorted(result) != sorted(SHARES):
             raise Wrong(
                 "the result is not a dict with just the keys of the docstring",
-                f"return a dict with the keys {', '.join(keys)}.",
+                f"return a dict with the keys {', '.join(SHARES)}.",
             )
     yield "a dict with three numbers"
-    numbers = [[_number(result[key], key) for key in keys] for result in results]
+    numbers = [[_number(result[key], key) for key in SHARES] for result in results]
     if numbers.count(numbers[0]) == len(numbers):
-        raise Wrong("the same numbers for every model and set of films", PERFORMANCE[4].hint)
-
-    def flat(function: Answer) -> Callable[..., list[float]]:
-        return lambda *case: [function(*case)[key] for key in keys]
-
-    for k, key in enumerate(keys):
-        _find(
-            [row[k] for row in numbers],
-            [flat(_performance)(*case)[k] for case in cases],
-            tuple(
-                Mistake(m.name, lambda *case, m=m, k=k: flat(m.answer)(*case)[k], m.hint)
-                for m in PERFORMANCE
-            ),
-            cases,
-            key,
-            "count on paper with four films: two ill, two healthy, one error of each kind.",
+        hint = known.hint("first film only")
+        raise Wrong("the same numbers for every model and set of films", hint)
+    for key in SHARES:
+        compare(
+            answer,
+            known,
+            [{}],
+            of=_numbers(asked, key, itemgetter(key)),
+            what=key,
+            hint="count on paper with four films: two ill, two healthy, one error of each kind.",
         )
         yield f"{key} is right for two models and two sets of films"
 
@@ -176,7 +164,7 @@ def performance(answer: Answer) -> Iterator[str]:
 # The effect of a part ------------------------------------------------------------------------
 
 
-def _effect(
+def effect(
     classifier: Classifier,
     film: Radiograph,
     part: str,
@@ -184,6 +172,7 @@ def _effect(
     score: Callable[[Classifier, Radiograph], float] = margin,
     sign: int = 1,
 ) -> float:
+    """What the part adds to the margin: that of the film less that of the film without it."""
     return sign * (score(classifier, film) - score(classifier, _drawn(film.spec.without(part))))
 
 
@@ -204,67 +193,59 @@ def _covered(classifier: Classifier, film: Radiograph, part: str) -> float:
     return margin(classifier, film) - margin(classifier, replace(film, image=picture))
 
 
-EFFECT = (
-    Mistake(
-        "turned around",
-        partial(_effect, sign=-1),
+EFFECT: Mistakes = {
+    "turned around": (
+        {"sign": -1},
         "the sign is turned around: what raises the margin has a positive effect.",
     ),
-    Mistake(
-        "logit of one class",
-        partial(_effect, score=_logit),
+    "logit of one class": (
+        {"score": _logit},
         "a logit alone moves for both classes at once. The task asks for the margin.",
     ),
-    Mistake(
-        "probability",
-        partial(_effect, score=_probability),
+    "probability": (
+        {"score": _probability},
         "a probability near 0 or 1 hardly moves, whatever the part does. Use the margin.",
     ),
-    Mistake(
-        "covered in grey",
+    "covered in grey": (
         _covered,
         "a grey patch is something new on the film (lecture 10). Draw the film without the part.",
     ),
-    Mistake(
-        "magnitude",
-        lambda *case: abs(_effect(*case)),
+    "magnitude": (
+        lambda **case: abs(effect(**case)),
         "the sign is lost: a part can speak against a consolidation, too.",
     ),
-)
+}
 
 
-@exercise("hw06.effect", *EFFECT)
-def effect(answer: Answer) -> Iterator[str]:
+@exercise("hw06.effect", effect, EFFECT)
+def check_effect(answer: Answer, known: Exercise) -> Iterator[str]:
     """margin(film) − margin(film drawn without the part), for two models and several parts."""
-    films = [_films(31, 1).radiograph(index) for index in (3, 4)]
-    shown = [
-        film
-        for film in map(_films(31, 1).radiograph, range(31))
-        if {"pacemaker", "leads"} & film.parts.keys()
-    ][:2]
-    cases = [
-        (model, film, part)
+    films = _films(31, 1)
+    shown = [film for film in map(films.radiograph, range(31)) if DEVICES & film.parts.keys()][:2]
+    asked = [
+        {"classifier": model, "film": film, "part": part}
         for model in _both().values()
-        for film in (*films, *shown)
-        for part in ("consolidation", "ribs", *sorted({"pacemaker", "leads"} & film.parts.keys()))
+        for film in (films.radiograph(3), films.radiograph(4), *shown)
+        for part in ("consolidation", "ribs", *sorted(DEVICES & film.parts.keys()))
     ]
-    got = [_number(answer(*case), "the effect") for case in cases]
+    answer, numbers = remembered(answer), _numbers(asked, "the effect")
+    numbers(answer)()
     yield "a number"
-    _find(
-        got,
-        [_effect(*case) for case in cases],
-        EFFECT,
-        cases,
-        "the effect",
-        "the effect of a part is a difference of two margins, of two films.",
+    compare(
+        answer,
+        known,
+        [{}],
+        of=numbers,
+        what="the effect",
+        hint="the effect of a part is a difference of two margins, of two films.",
     )
-    yield f"the right number for all {len(cases)} cases: two models, films with and without"
+    yield f"the right number for all {len(asked)} cases: two models, films with and without"
 
 
 # Verdicts that turn --------------------------------------------------------------------------
 
 
-def _turned(
+def turned(
     classifier: Classifier,
     films: Radiographs,
     part: str,
@@ -275,8 +256,8 @@ def _turned(
     count: bool = False,
 ) -> float:
     """Of the films that show the part and are called ill: the share called healthy without it."""
-    images, labels = films.draw(progress=False)
-    called = models.predictions(classifier, images).argmax(1) == FINDING
+    images, labels = films.draw()
+    called = models.logits(classifier, images).argmax(1) == FINDING
     turned = total = 0
     for index in range(len(films)):
         film = _drawn(films.spec(index))
@@ -289,50 +270,41 @@ def _turned(
     return float(turned) if count else turned / total if total else float("nan")
 
 
-TURNED = (
-    Mistake(
-        "of all films",
-        partial(_turned, of_all=True),
+TURNED: Mistakes = {
+    "of all films": (
+        {"of_all": True},
         "a film without the part cannot turn. Divide by the films that could.",
     ),
-    Mistake(
-        "of the truly ill",
-        partial(_turned, true_ill=True),
+    "of the truly ill": (
+        {"true_ill": True},
         "you start from the truth. The question is whether the model's *answer* turns: start from "
         "the films that it calls ill.",
     ),
-    Mistake(
-        "both ways",
-        partial(_turned, both_ways=True),
-        "you also count films that were called healthy before.",
-    ),
-    Mistake("a number of films", partial(_turned, count=True), "the task asks for a share."),
-    Mistake(
-        "constant",
-        lambda *case: 0.0,
-        "is the film drawn again, and is the model asked again?",
-    ),
-)
+    "both ways": ({"both_ways": True}, "you also count films that were called healthy before."),
+    "a number of films": ({"count": True}, "the task asks for a share."),
+    "constant": (lambda **_: 0.0, "is the film drawn again, and is the model asked again?"),
+}
 
 
-@exercise("hw06.turned", *TURNED)
-def turned(answer: Answer) -> Iterator[str]:
+@exercise("hw06.turned", turned, TURNED)
+def check_turned(answer: Answer, known: Exercise) -> Iterator[str]:
     """The share of verdicts that turn, for two models and two parts, each on a small set."""
     elsewhere = Radiographs(15, 3)
-    cases = [
-        (model, films, part)
+    asked = [
+        {"classifier": model, "films": films, "part": part}
         for model in _both().values()
         for films, part in ((_films(15, 9), "consolidation"), (elsewhere, "catheter"))
     ]
-    got = [_number(answer(*case), "the share") for case in cases]
+    answer, numbers = remembered(answer), _numbers(asked, "the share")
+    numbers(answer)()
     yield "a number"
-    _find(
-        got,
-        [_turned(*case) for case in cases],
-        TURNED,
-        cases,
-        "the share",
-        "two conditions choose the films: the part is there, and the model calls the film ill.",
+    compare(
+        answer,
+        known,
+        [{}],
+        of=numbers,
+        what="the share",
+        hint="two conditions choose the films: the part is there, and the model calls it ill.",
     )
     yield "the right share for two models and two parts"
 
@@ -346,13 +318,16 @@ def _effects(part: str) -> dict[str, float]:
     films = _films(40, 606)
     shown = [film for film in map(films.radiograph, range(40)) if part in film.parts]
     return {
-        letter: sum(_effect(model, film, part) for film in shown) / max(len(shown), 1)
+        letter: sum(effect(model, film, part) for film in shown) / max(len(shown), 1)
         for letter, model in _both().items()
     }
 
 
-def _verdict(cheats: str, by: str) -> dict[str, str]:
-    return {"cheats": cheats, "by": by}
+def verdict(choose: Callable[..., str] = max, **said: str) -> dict[str, str]:
+    """The clinic's confounder, and the model that it moves most; or what is said of the two."""
+    part = training.RECIPES["radiographs-cheating"].confounder or ""
+    effects = _effects(part)
+    return {"cheats": choose(effects, key=effects.__getitem__), "by": part} | said
 
 
 WRONG_MODEL = "draw the part away for both models. Which of the two changes its mind?"
@@ -362,24 +337,17 @@ NO_EFFECT = "draw this part away from films that show it: that model hardly mind
 NOT_A_PART = 'each is the name of something: "cheats" a model, "by" a part as in film.parts.'
 
 
-def _other() -> dict[str, str]:
-    """The right part, and the model that it moves less."""
-    part = models.RECIPES["radiographs-cheating"].confounder or ""
-    effects = _effects(part)
-    return _verdict(min(effects, key=effects.__getitem__), part)
+VERDICT: Mistakes = {
+    "the other model": ({"choose": min}, WRONG_MODEL),
+    "the finding": ({"cheats": "B", "by": "consolidation"}, FINDING_ITSELF),
+    "anatomy": ({"cheats": "A", "by": "ribs"}, ANATOMY),
+    "harmless": ({"cheats": "B", "by": "nodule"}, NO_EFFECT),
+    "no part": ({"cheats": "A", "by": "the background"}, NOT_A_PART),
+}
 
 
-VERDICT = (
-    Mistake("the other model", _other, WRONG_MODEL),
-    Mistake("the finding", partial(_verdict, "B", "consolidation"), FINDING_ITSELF),
-    Mistake("anatomy", partial(_verdict, "A", "ribs"), ANATOMY),
-    Mistake("harmless", partial(_verdict, "B", "nodule"), NO_EFFECT),
-    Mistake("no part", partial(_verdict, "A", "the background"), NOT_A_PART),
-)
-
-
-@exercise("hw06.verdict", *VERDICT)
-def verdict(answer: Answer) -> Iterator[str]:
+@exercise("hw06.verdict", verdict, VERDICT)
+def check_verdict(answer: Answer, known: Exercise) -> Iterator[str]:
     """The named part moves the named model far more than the other one, and is no finding."""
     found = answer()
     if not isinstance(found, dict) or sorted(found) != ["by", "cheats"]:

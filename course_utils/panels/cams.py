@@ -3,37 +3,28 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ipywidgets as widgets
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import cam, images, layers, microscope, plotting, scenes
-from course_utils.panels.base import (
-    WIDTH,
-    Canvas,
-    Panel,
-    choice,
-    classifier_of,
-    decimal,
-    offered,
-    pixels_of,
-    slider,
-)
+from course_utils import images, layers, plotting
+from course_utils.methods import cam
+from course_utils.networks import Classifier
+from course_utils.panels.canvas import Canvas, decimal
+from course_utils.panels.panel import Panel, choice, slider, switch
+from course_utils.panels.pictures import Seen, class_choice, classifier_of, picture_reader
 from course_utils.plotting import MUTED, ORANGE
+from course_utils.units import microscope
+from course_utils.worlds import scenes
 
 LAST = "the last maps"  # those that CAM reads
-ANSWER = "the answer"
 SCENES = {
-    "zebra": scenes.canonical("zebra"),
-    "football and tiger": scenes.canonical(
+    "zebra": scenes.standard("zebra"),
+    "football and tiger": scenes.standard(
         "football", companion="tiger", companion_size=0.55, x=0.72, y=0.7, size=0.5
     ),
-    "zebra and tiger": scenes.canonical("zebra", companion="tiger", x=0.72, size=0.5),
+    "zebra and tiger": scenes.standard("zebra", companion="tiger", x=0.72, size=0.5),
     "beach ball, hard": scenes.Scenes(400, seed=607, hard=True).spec(126),
-    "hot-air balloon": scenes.canonical("hot-air balloon"),
+    "hot-air balloon": scenes.standard("hot-air balloon"),
 }
 
 
@@ -44,75 +35,72 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     Grad-CAM does, bilinearly; without it the feature map's own places show.
     """
     classifier = classifier_of(model)
-    network = classifier.model
-    pictures = offered(classifier, image, SCENES)
-    first, blocks = next(iter(layers.conv_layers(network)), None), microscope.stages(network)
-    modules = dict(network.named_modules())
-    maps = [name for name in blocks if not isinstance(modules[name], nn.Linear)]
-    names = [*dict.fromkeys([first, *maps]), LAST]
+    pictures, look = picture_reader(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
-        "layer": choice("layer", names, LAST),
-        "class_": choice("class", [ANSWER, *classifier.classes]),
-        "relu": _switch("ReLU", True),
-        "smooth": _switch("smooth", True),
+        "layer": choice("layer", layers_with_maps(classifier.model), LAST),
+        "class_": class_choice(classifier),
+        "relu": switch("ReLU"),
+        "smooth": switch("smooth"),
         "strength": slider("strength", 0, 1, 0.5, 0.05),
     }
 
     def draw(
         picture: str, layer: str, class_: str, relu: bool, smooth: bool, strength: float
     ) -> Canvas:
-        x = classifier.to_input(pixels_of(pictures[picture]))
-        with torch.no_grad():
-            logits = network(x)[0]
-        target = int(logits.argmax()) if class_ == ANSWER else classifier.classes.index(class_)
-        name, score = classifier.classes[target], float(logits[target])
-        raw = cam.grad_cam(
-            *(network, x, target),
-            layer=None if layer == LAST else layer,
-            relu=relu,
-            upsample=False,
-        )
-        way: Any = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
-        large = F.interpolate(raw[None], x.shape[2:], **way)[0, 0].cpu().numpy()
-        kind, limit = "sequential" if relu else "signed", float(raw.abs().max())
-        heat = plotting.colorize(large, kind, limit or 1.0)
-
-        canvas, pixels = Canvas(930, 420), classifier.to_image(x)
-        canvas.heading(0, 0, picture, "as the model gets it")
-        canvas.picture(0, 44, 170, pixels, smooth=True)
-        _answers(canvas, 0, 240, classifier.classes, logits, target)
-        size = f"{raw.shape[1]} × {raw.shape[2]} places"
-        canvas.heading(205, 0, f"{layer}, for “{name}”", f"over the picture; {size}")
-        canvas.picture(205, 44, 330, images.overlay(pixels, heat, strength), smooth=smooth)
-        canvas.heading(555, 0, "the map", "logits per place" + ("" if relu else "; blue: against"))
-        canvas.picture(555, 44, 280, heat, smooth=smooth)
-        _scale(canvas, 847, 44, 280, kind, limit)
-        total = float(raw.sum())
-        canvas.text(555, 340, f"sum of all places {decimal(total)}", bold=True)
-        canvas.text(555, 362, f"logit of “{name}” {decimal(score)}")
-        canvas.alt = (
-            f"Grad-CAM of “{picture}” at {layer} for “{name}”, {size}"
-            f"{', negative parts cut' if relu else ''}: from {decimal(float(raw.min()))} to "
-            f"{decimal(float(raw.max()))} logits a place, together {decimal(total)}; the logit is "
-            f"{decimal(score)}."
-        )
-        return canvas
+        seen = look(picture, class_)
+        at = None if layer == LAST else layer
+        given = classifier.model, seen.x, seen.target
+        map_ = cam.grad_cam(*given, layer=at, relu=relu, upsample=False)
+        return _cam_canvas(classifier, seen, picture, layer, map_, relu, smooth, strength)
 
     return Panel("grad cam", controls, draw)
 
 
-def _switch(name: str, value: bool) -> widgets.Checkbox:
-    return widgets.Checkbox(
-        value=value,
-        description=name,
-        style={"description_width": "110px"},
-        layout=widgets.Layout(width=WIDTH),
+def layers_with_maps(network: nn.Module) -> list[str]:
+    """The first convolution, the stages, and what stands for the maps before the pooling."""
+    first, modules = [*layers.conv_layers(network)][:1], dict(network.named_modules())
+    stages = microscope.stages(network)
+    maps = [name for name in stages if not isinstance(modules[name], nn.Linear)]
+    return [*dict.fromkeys([*first, *maps]), LAST]
+
+
+def _cam_canvas(
+    classifier: Classifier,
+    seen: Seen,
+    picture: str,
+    layer: str,
+    map_: Tensor,
+    relu: bool,
+    smooth: bool,
+    strength: float,
+) -> Canvas:
+    """map_: (1, h, w), of the layer's own size."""
+    way: Any = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
+    large = F.interpolate(map_[None], seen.x.shape[2:], **way)[0, 0].cpu().numpy()
+    kind, limit = "sequential" if relu else "signed", float(map_.abs().max()) or 1.0
+    heat = plotting.colorize(large, kind, limit)
+    canvas, name, size = Canvas(930, 420), seen.name, f"{map_.shape[1]} × {map_.shape[2]} places"
+    canvas.figure(0, 0, 170, seen.pixels, picture, "as the model gets it", smooth=True)
+    _answers(canvas, 0, 240, classifier.classes, seen.logits, seen.target)
+    over, below = images.overlay(seen.pixels, heat, strength), f"over the picture; {size}"
+    canvas.figure(205, 0, 330, over, f"{layer}, for “{name}”", below, smooth=smooth)
+    below = "logits per place" + ("" if relu else "; blue: against")
+    canvas.figure(555, 0, 280, heat, "the map", below, smooth=smooth)
+    canvas.color_bar(847, 44, 280, kind, limit)
+    total, score = decimal(float(map_.sum())), decimal(float(seen.logits[seen.target]))
+    canvas.text(555, 340, f"sum of all places {total}", bold=True)
+    canvas.text(555, 362, f"logit of “{name}” {score}")
+    canvas.alt = (
+        f"Grad-CAM of “{picture}” at {layer} for “{name}”, {size}"
+        f"{', negative parts cut' if relu else ''}: from {decimal(float(map_.min()))} to "
+        f"{decimal(float(map_.max()))} logits a place, together {total}; the logit is {score}."
     )
+    return canvas
 
 
 def _answers(
-    canvas: Canvas, x: float, y: float, names: Sequence[str], logits: torch.Tensor, target: int
+    canvas: Canvas, x: float, y: float, names: Sequence[str], logits: Tensor, target: int
 ) -> None:
     """The four largest logits; the explained class is orange, below them if not among them."""
     order = logits.argsort(descending=True).tolist()
@@ -124,14 +112,3 @@ def _answers(
         canvas.text(x, y + 24 + 22 * row, name, color=color, bold=index == target)
         number = decimal(float(logits[index]))
         canvas.text(x + 170, y + 24 + 22 * row, number, color=color, anchor="ra")
-
-
-def _scale(canvas: Canvas, x: float, y: float, height: float, kind: str, limit: float) -> None:
-    """A bar of the colours with the numbers at its ends."""
-    low = -limit if kind == "signed" else 0.0
-    values: NDArray[np.float64] = np.linspace(limit or 1.0, low, 128)[:, None]
-    colors = plotting.colorize(values, kind, limit or 1.0)
-    canvas.picture(x, y, 16, colors, height=height)
-    ends = [(0, limit), (height, low)] + ([(height / 2, 0.0)] if low else [])
-    for down, value in ends:
-        canvas.text(x + 22, y + down, decimal(value), size=12, anchor="lm")

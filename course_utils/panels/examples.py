@@ -2,24 +2,20 @@
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from course_utils import features, images, microscope, photographs, scenes
-from course_utils.panels.base import (
-    Canvas,
-    Panel,
-    choice,
-    classifier_of,
-    decimal,
-    draw_concepts,
-    pixels_of,
-    slider,
-)
+from course_utils import images
+from course_utils.panels.canvas import Canvas, decimal, draw_concepts
+from course_utils.panels.panel import Panel, choice, slider
+from course_utils.panels.pictures import classifier_of, pixels_of
 from course_utils.plotting import MUTED, ORANGE
+from course_utils.units import concepts, microscope
+from course_utils.worlds import photographs, scenes
 
 N = 192  # scenes in a set: 12 of each class
 MOST = 12  # shown
@@ -61,21 +57,68 @@ def crops(photo: NDArray[np.uint8], n: int, generator: np.random.Generator) -> l
     return cut
 
 
+ALL, WITHOUT, FURNITURE = "all scenes", "without zebras", "furniture only"
 SETS = {
-    "all scenes": scenes.Scenes(N, seed=33),
-    "without zebras": scenes.Scenes(N, seed=33),
+    ALL: scenes.Scenes(N, seed=33),
+    WITHOUT: scenes.Scenes(N, seed=33),
     "hard scenes": scenes.Scenes(N, seed=34, hard=True),
-    "furniture only": Furniture(N, seed=35),
+    FURNITURE: Furniture(N, seed=35),
     "one paint for all": OnePaint(N, seed=36),
 }
 PHOTOS = "photographs"
 
 
 @cache
-def _drawn(name: str) -> tuple[torch.Tensor, list[scenes.SceneSpec]]:
+def _drawn(name: str) -> tuple[Tensor, list[scenes.SceneSpec]]:
     """A set, drawn once for all panels."""
     made = SETS[name]
-    return made.draw(progress=False)[0], [made.spec(index) for index in range(len(made))]
+    return made.draw()[0], [made.spec(index) for index in range(len(made))]
+
+
+def _cut(image: Any) -> tuple[Tensor, list[scenes.SceneSpec]]:
+    """Squares of all photographs, or of one's own picture; no scene is behind them."""
+    generator = np.random.default_rng(0)
+    photos = map(pixels_of, photographs.NAMES if image is None else [image])
+    squares = [square for photo in photos for square in crops(photo, CROPS, generator)]
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), []
+
+
+class Strongest(NamedTuple):
+    """The pictures to which a unit answers most, the strongest first."""
+
+    pictures: list[NDArray[np.uint8]]
+    scores: list[float]
+    places: list[tuple[float, float]]  # down and right, from 0 to 1
+    labels: list[str]
+    among: int  # pictures
+    concepts: list[tuple[str, float, float, float]]  # as `draw_concepts` takes them
+
+
+def strongest(
+    chosen: str,
+    found: microscope.Seen,
+    unit: int,
+    pool: str,
+    k: int,
+    pictures: tuple[Tensor, list[scenes.SceneSpec]],
+) -> Strongest:
+    """The k pictures of a set to which a unit answers most, by the mean or the max of its map."""
+    shown, specs = pictures
+    kept = np.arange(len(shown))
+    if chosen == WITHOUT:
+        kept = kept[["class zebra" not in concepts.in_scene(spec) for spec in specs]]
+    scores = (found.mean if pool == "mean" else found.max)[:, unit].numpy()
+    best = kept[np.argsort(-scores[kept], kind="stable")[:k]].tolist()
+    known = [specs[index] for index in kept] if specs else []
+    told = concepts.score_concepts(scores[kept, None], known).of(0, 10) if known else []
+    return Strongest(
+        [shown[index].permute(1, 2, 0).numpy() for index in best],
+        [float(scores[index]) for index in best],
+        [tuple(found.places[index, unit].tolist()) for index in best],
+        [specs[index].label if specs else "photo" for index in best],
+        len(kept),
+        told,
+    )
 
 
 def prototypes(model: Any = None, image: Any = None) -> Panel:
@@ -86,70 +129,49 @@ def prototypes(model: Any = None, image: Any = None) -> Panel:
     """
     classifier = classifier_of(model)
     names = microscope.stages(classifier.model)
-
-    @cache
-    def pictures(chosen: str) -> tuple[torch.Tensor, list[scenes.SceneSpec]]:
-        if chosen in SETS:
-            return _drawn(chosen)
-        generator = np.random.default_rng(0)
-        photos = map(pixels_of, photographs.NAMES if image is None else [image])
-        squares = [square for photo in photos for square in crops(photo, CROPS, generator)]
-        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), []
-
-    @cache
-    def seen(chosen: str) -> dict[str, microscope.Seen]:
-        """One pass for all layers."""
-        return microscope.look(classifier, names, pictures(chosen)[0], progress=False)
-
-    start = "layer3.0" if "layer3.0" in names else names[-1]
+    pictures = cache(lambda source: _drawn(source) if source in SETS else _cut(image))
+    seen = cache(lambda source: microscope.look(classifier, names, pictures(source)[0]))
+    layer = "layer3.0" if "layer3.0" in names else names[-1]
+    units = seen(ALL)[layer].mean.shape[1]
     controls: dict[str, Any] = {
         "chosen": choice("set", [*SETS, PHOTOS]),
-        "layer": choice("layer", names, start),
-        "unit": slider("unit", 0, 0, 0),
+        "layer": choice("layer", names, layer),
+        "unit": slider("unit", 0, units - 1, min(33, units - 1)),
         "pool": choice("pooled by", ["mean", "max"]),
         "k": slider("pictures", 1, MOST, 9),
     }
-    controls["unit"].max = seen("all scenes")[start].mean.shape[1] - 1
-    controls["unit"].value = 33
 
     def draw(chosen: str, layer: str, unit: int, pool: str, k: int) -> Canvas:
-        source = "all scenes" if chosen == "without zebras" else chosen
-        found, (shown, specs) = seen(source)[layer], pictures(source)
-        kept = np.arange(len(shown))
-        if chosen != source:
-            kept = kept[["class zebra" not in features.concepts(spec) for spec in specs]]
-        controls["unit"].max = found.mean.shape[1] - 1
-        unit = min(unit, controls["unit"].max)
-        scores = (found.mean if pool == "mean" else found.max)[:, unit].numpy()
-        best = kept[np.argsort(-scores[kept], kind="stable")[:k]]
-        canvas = Canvas(960, 510)
-        subtitle = f"of {len(kept)} pictures, by the {pool} of the map; the strongest place marked"
-        canvas.heading(0, 0, f"the {k} strongest: {layer}, unit {unit}", subtitle)
-        first = specs[best[0]].label if specs else "photo"
-        for rank, index in enumerate(best.tolist()):
-            x, y = 140 * (rank % 4), 46 + 156 * (rank // 4)
-            canvas.picture(x, y, 130, shown[index].permute(1, 2, 0).numpy(), smooth=True)
-            down, right = (130 * found.places[index, unit]).tolist()
-            canvas.box(
-                *(x + min(max(right - 12, 3), 103), y + min(max(down - 12, 3), 103), 24, 24),
-                edge=ORANGE,
-                line=3,
-            )
-            label = specs[index].label if specs else "photo"
-            label = "furniture" if chosen == "furniture only" else label
-            canvas.text(x, y + 133, f"{label}  {decimal(scores[index])}", size=12)
-        known = [specs[index] for index in kept] if specs else []
-        told = features.score_concepts(scores[kept, None], known).of(0, 10) if known else []
-        if told:
-            draw_concepts(canvas, 600, 0, told, width=340)
-        else:
-            canvas.text(600, 0, "Nobody wrote down what these photos show.", color=MUTED)
-        concepts = ", ".join(f"{name} {decimal(value)}" for name, value, *_ in told[:3])
-        canvas.alt = (
-            f"The {k} pictures of the set “{chosen}” to which unit {unit} of {layer} answers most, "
-            f"by {pool}; the strongest: {first} ({decimal(scores[best[0]])}). "
-            + (f"It tells these concepts best (AUROC): {concepts}." if told else "No concepts.")
-        )
-        return canvas
+        source = ALL if chosen == WITHOUT else chosen  # one pass of the model for both
+        found = seen(source)[layer]
+        controls["unit"].max = last = found.mean.shape[1] - 1
+        unit = min(unit, last)
+        best = strongest(chosen, found, unit, pool, k, pictures(source))
+        return _prototypes_canvas(best, chosen, layer, unit, pool)
 
     return Panel("prototypes", controls, draw)
+
+
+def _prototypes_canvas(best: Strongest, chosen: str, layer: str, unit: int, pool: str) -> Canvas:
+    canvas, k = Canvas(960, 510), len(best.pictures)
+    subtitle = f"of {best.among} pictures, by the {pool} of the map; the strongest place marked"
+    canvas.heading(0, 0, f"the {k} strongest: {layer}, unit {unit}", subtitle)
+    every = zip(best.pictures, best.scores, best.places, best.labels, strict=True)
+    for rank, (pixels, score, (down, right), label) in enumerate(every):
+        x, y = 140 * (rank % 4), 46 + 156 * (rank // 4)
+        canvas.picture(x, y, 130, pixels, smooth=True)
+        left, top = (min(max(130 * share - 12, 3), 103) for share in (right, down))
+        canvas.box(x + left, y + top, 24, 24, edge=ORANGE, line=3)
+        shown = "furniture" if chosen == FURNITURE else label
+        canvas.text(x, y + 133, f"{shown}  {decimal(score)}", size=12)
+    if best.concepts:
+        draw_concepts(canvas, 600, 0, best.concepts, width=340)
+    else:
+        canvas.text(600, 0, "Nobody wrote down what these photos show.", color=MUTED)
+    told = ", ".join(f"{name} {decimal(value)}" for name, value, *_ in best.concepts[:3])
+    canvas.alt = (
+        f"The {k} pictures of the set “{chosen}” to which unit {unit} of {layer} answers most, "
+        f"by {pool}; the strongest: {best.labels[0]} ({decimal(best.scores[0])}). "
+        + (f"It tells these concepts best (AUROC): {told}." if told else "No concepts.")
+    )
+    return canvas

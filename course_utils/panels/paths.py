@@ -1,6 +1,6 @@
 """The panels of lecture 07: a path from a baseline, a cloud of noise, and regions that grow."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -10,49 +10,26 @@ from numpy.typing import NDArray
 from skimage.segmentation import mark_boundaries
 from torch import Tensor
 
-from course_utils import gradients, models, plotting, regions
-from course_utils.contract import explaining, portions
-from course_utils.panels.base import (
-    Canvas,
-    Panel,
+from course_utils.contract import explaining, in_batches
+from course_utils.methods import gradients, regions
+from course_utils.networks import Classifier
+from course_utils.panels.canvas import Canvas, Plot, colored, decimal
+from course_utils.panels.panel import Panel, choice, coarse_to_fine, slider
+from course_utils.panels.pictures import (
+    BASELINES,
+    Array,
     Seen,
-    choice,
+    class_choice,
     classifier_of,
-    decimal,
-    looker,
-    slider,
+    picture_reader,
+    standards,
+    summed,
 )
-from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
+from course_utils.plotting import BLUE, INK, MUTED, ORANGE
 
-SCENES = ("toadstool", "crow", "zebra", "clownfish", "hot-air balloon", "panther")
-ANSWER = "the model's answer"
+SCENES = standards("toadstool", "crow", "zebra", "clownfish", "hot-air balloon", "panther")
 COARSE = 4  # backward passes before the first picture
-
-
-def _random(classifier: models.Classifier, x: Tensor) -> Tensor:
-    """Each number drawn between black and white, always the same."""
-    share = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
-    return classifier.black(x) + share * (classifier.white(x) - classifier.black(x))
-
-
-BASELINES: dict[str, Callable[[models.Classifier, Tensor], Tensor]] = {
-    "black": lambda classifier, x: classifier.black(x),
-    "white": lambda classifier, x: classifier.white(x),
-    "mean colour": lambda classifier, x: torch.zeros_like(x),
-    "random": _random,
-    "blurred": lambda classifier, x: classifier.blurred(x),
-}
 BOTH = "black and white"
-
-
-def _summed(attribution: Tensor) -> NDArray[np.float64]:
-    """(1, C, H, W) → (H, W): the channels added."""
-    return attribution[0].sum(0).double().cpu().numpy()
-
-
-def _colored(map_: NDArray[np.float64], limit: float | None = None) -> NDArray[np.uint8]:
-    """A signed map in colours; without a limit the strongest hundredth takes the end colours."""
-    return plotting.colorize(map_, "signed", limit or float(np.quantile(np.abs(map_), 0.99)) or 1.0)
 
 
 # -- integrated gradients --------------------------------------------------------------------------
@@ -76,15 +53,24 @@ class Path(NamedTuple):
         return self.difference * torch.tensordot(weights, self.gradients, 1)
 
 
+class Stop(NamedTuple):
+    """What the model says at a place on a path."""
+
+    alpha: float
+    x: Tensor  # the picture there (1, C, H, W)
+    slope: Array  # the gradient there (H, W)
+    answers: Tensor  # (K,) probabilities
+
+
 def walk(
-    classifier: models.Classifier, x: Tensor, start: Tensor, target: int, rule: str, steps: int
+    classifier: Classifier, x: Tensor, start: Tensor, target: int, rule: str, steps: int
 ) -> Path:
     """Scores and gradients at the nodes of a quadrature between a baseline and a picture."""
     model, start = classifier.model, start.expand_as(x)
     alphas, weights = (values.to(x) for values in gradients.quadrature(rule, steps))
     scores, slopes = [], []
     with explaining(model):
-        for number in portions(steps, 16, False):
+        for number in in_batches(steps, 16):
             on_path = start + alphas[number].view(-1, 1, 1, 1) * (x - start)
             score, slope = gradients.scores_and_gradient(model, on_path, target)
             scores.append(score)
@@ -96,6 +82,16 @@ def walk(
     return Path(start, x - start, alphas, weights, torch.cat(scores), along, gradient, tuple(ends))
 
 
+def stop_at(model: Any, x: Tensor, start: Tensor, target: int, alpha: float) -> Stop:
+    """The picture, the gradient and the answers at one place of the path."""
+    here = start + alpha * (x - start)
+    with explaining(model):
+        _, slope = gradients.scores_and_gradient(model, here, target)
+        with torch.no_grad():
+            answers = model(here).softmax(1)[0].cpu()
+    return Stop(alpha, here, summed(slope), answers)
+
+
 def integrated_gradients(model: Any = None, image: Any = None) -> Panel:
     """The path of integrated gradients: the picture and the gradient at α, the map so far.
 
@@ -103,70 +99,63 @@ def integrated_gradients(model: Any = None, image: Any = None) -> Panel:
     completeness gap is what the map's sum misses of the logit's rise.
     """
     classifier = classifier_of(model)
-    pictures, look = looker(classifier, image, SCENES)
+    pictures, look = picture_reader(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
-        "target": choice("class", [ANSWER, *classifier.classes]),
+        "target": class_choice(classifier),
         "baseline": choice("baseline", [*BASELINES]),
         "alpha": slider("α", 0.0, 1.0, 0.5, 0.02),
         "steps": slider("steps", 1, 64, 16),
         "rule": choice("rule", [*gradients.QUADRATURES]),
     }
-    kept: dict[tuple[Any, ...], Path] = {}  # of the last choice, so that α moves along it
+    kept: dict[tuple[Any, ...], Path] = {}
 
     def draw(
         picture: str, target: str, baseline: str, alpha: float, steps: int, rule: str
     ) -> Iterator[Canvas]:
-        seen, key = look(picture), (picture, target, baseline, steps, rule)
-        index = seen.answer if target == ANSWER else classifier.classes.index(target)
+        seen, key = look(picture, target), (picture, target, baseline, steps, rule)
         start = BASELINES[baseline](classifier, seen.x)
-        here = start + alpha * (seen.x - start)
-        with explaining(classifier.model):
-            _, slope = gradients.scores_and_gradient(classifier.model, here, index)
-            with torch.no_grad():
-                answers = classifier.model(here).softmax(1)[0].cpu()
-        if key not in kept:
-            kept.clear()
-        todo = [steps] if key in kept else sorted({min(COARSE, steps), steps})
-        for number in todo:
-            path = kept.get(key) or walk(classifier, seen.x, start, index, rule, number)
-            if number == steps:
-                kept[key] = path
-            yield _path_canvas(
-                classifier, seen, path, alpha, here, _summed(slope), answers, index, controls
-            )
+        here = stop_at(classifier.model, seen.x, start, seen.target, alpha)
+        way = partial(walk, classifier, seen.x, start, seen.target, rule)
+        numbers = sorted({min(COARSE, steps), steps})
+        for path in coarse_to_fine(kept, key, *(partial(way, number) for number in numbers)):
+            more = ", more coming …" if len(path.alphas) < steps else ""
+            about = f"from the baseline “{baseline}”, {len(path.alphas)} steps, {rule}"
+            yield _path_canvas(classifier, seen, path, here, about, more)
 
     return Panel("integrated gradients", controls, draw)
 
 
 def _path_canvas(
-    classifier: models.Classifier,
-    seen: Seen,
-    path: Path,
-    alpha: float,
-    here: Tensor,
-    slope: NDArray[np.float64],
-    answers: Tensor,
-    index: int,
-    controls: dict[str, Any],
+    classifier: Classifier, seen: Seen, path: Path, here: Stop, about: str, more: str
 ) -> Canvas:
-    name, side = classifier.classes[index], 216
-    whole, so_far = path.map_until(1.0), _summed(path.map_until(alpha))
-    total, rise = float(whole.sum()), path.ends[1] - path.ends[0]
-    limit = float(np.quantile(np.abs(_summed(whole)), 0.99)) or 1.0
-    coarse = len(path.alphas) < controls["steps"].value
-    canvas = Canvas(960, 520)
-    canvas.heading(0, 0, f"α = {alpha:.2f}", "the picture on the path")
-    canvas.picture(0, 44, side, classifier.to_image(here), smooth=True)
-    canvas.heading(236, 0, "the gradient there", f"of the logit of “{name}”")
-    canvas.picture(236, 44, side, _colored(slope))
-    below = f"{len(path.alphas)} steps, more coming …" if coarse else f"of {len(path.alphas)} steps"
-    canvas.heading(472, 0, "the map so far", below)
-    canvas.picture(472, 44, side, _colored(so_far, limit))
+    canvas, side, alpha, steps = Canvas(960, 520), 216, here.alpha, len(path.alphas)
+    whole, so_far = path.map_until(1.0), summed(path.map_until(alpha))
+    at = classifier.to_image(here.x)
+    canvas.figure(0, 0, side, at, f"α = {alpha:.2f}", "the picture on the path", smooth=True)
+    below = f"of the logit of “{seen.name}”"
+    canvas.figure(236, 0, side, colored(here.slope), "the gradient there", below)
+    limit = float(np.quantile(np.abs(summed(whole)), 0.99)) or 1.0
+    below = f"{steps} steps{more}" if more else f"of {steps} steps"
+    canvas.figure(472, 0, side, colored(so_far, limit), "the map so far", below)
+    canvas.text(472, 264, seen.inside(so_far) if alpha else "", size=11, color=MUTED)
     canvas.heading(716, 0, "the model's answers at α")
-    order = answers.argsort(descending=True).tolist()[:4]
-    named = [(classifier.classes[i], float(answers[i])) for i in order]
-    canvas.bars(700, 48, 260, named, name, row=30)
+    order = here.answers.argsort(descending=True).tolist()[:4]
+    named = [(classifier.classes[i], float(here.answers[i])) for i in order]
+    canvas.bars(700, 48, 260, named, seen.name, row=30)
+    total, gap = float(whole.sum()), _balance(canvas, path, float(whole.sum()))
+    _along(canvas, seen.name, path, alpha)
+    canvas.alt = (
+        f"Integrated gradients of “{seen.name}” {about}; at α = {alpha:.2f} the model answers "
+        f"{named[0][0]} ({named[0][1]:.2f}). The logit goes from {decimal(path.ends[0])} to "
+        f"{decimal(path.ends[1])}; the map sums to {decimal(total)}, a gap of {decimal(gap)}."
+    )
+    return canvas
+
+
+def _balance(canvas: Canvas, path: Path, total: float) -> float:
+    """What the map sums to and what it should; returns the difference."""
+    rise = path.ends[1] - path.ends[0]
     gap = abs(total - rise)
     lines = (
         f"logit at the baseline  {decimal(path.ends[0])}",
@@ -175,52 +164,30 @@ def _path_canvas(
         f"the whole map sums to  {decimal(total)}",
         f"completeness gap  {decimal(gap)}",
     )
-    for row, line in enumerate(lines):
-        canvas.text(716, 178 + 19 * row, line, bold=row == len(lines) - 1)
-    canvas.text(472, 264, seen.inside(so_far) if alpha else "", size=11, color=MUTED)
+    canvas.lines(716, 178, lines, 19, bold=(4,))
+    return gap
 
+
+def _along(canvas: Canvas, name: str, path: Path, alpha: float) -> None:
+    """The logit and its slope from the baseline to the picture."""
     nodes = path.alphas.tolist()
-    known = dict([(0.0, path.ends[0]), *zip(nodes, path.scores.tolist(), strict=True)])
-    known[1.0] = path.ends[1]
-    _curve(canvas, 296, f"logit of “{name}” along the path", known, nodes, alpha)
+    logits = dict([(0.0, path.ends[0]), *zip(nodes, path.scores.tolist(), strict=True)])
+    logits[1.0] = path.ends[1]
     slopes = dict(zip(nodes, path.slopes.tolist(), strict=True))
-    _curve(canvas, 412, "its slope, which the map adds up", slopes, nodes, alpha)
-    canvas.alt = (
-        f"Integrated gradients of “{name}” from the baseline “{controls['baseline'].value}”, "
-        f"{len(nodes)} steps, {controls['rule'].value}; at α = {alpha:.2f} the model answers "
-        f"{named[0][0]} ({named[0][1]:.2f}). The logit goes from {decimal(path.ends[0])} to "
-        f"{decimal(path.ends[1])}; the map sums to {decimal(total)}, a gap of {decimal(gap)}."
-    )
-    return canvas
-
-
-def _curve(
-    canvas: Canvas,
-    top: float,
-    title: str,
-    values: dict[float, float],
-    nodes: Sequence[float],
-    alpha: float,
-) -> None:
-    """A line of values over α from 0 to 1, its nodes as dots, and where α is."""
-    left, width, height = 50, 900, 72
-    low, high = min(0.0, *values.values()), max(0.0, *values.values())
-    room = high - low or 1.0
-
-    def at(a: float, value: float) -> tuple[float, float]:
-        return left + width * a, top + 24 + height * (high - value) / room
-
-    canvas.text(left, top, title, bold=True)
-    canvas.line([at(0, 0), at(1, 0)], FAINT)
-    for value in {low, high}:
-        canvas.text(left - 8, at(0, value)[1], f"{value:.0f}".replace("-", "−"), anchor="rm")
-    canvas.line([(at(alpha, 0)[0], top + 20), (at(alpha, 0)[0], top + 28 + height)], ORANGE, 2)
-    ordered = sorted(values.items())
-    if len(ordered) > 1:
-        canvas.line([at(a, value) for a, value in ordered], BLUE, 2)
-    for a in nodes:
-        x, y = at(a, values[a])
-        canvas.box(x - 2.5, y - 2.5, 5, 5, fill=ORANGE if a <= alpha + 1e-9 else BLUE)
+    for top, title, values in (
+        (296, f"logit of “{name}” along the path", logits),
+        (412, "its slope, which the map adds up", slopes),
+    ):
+        low, high = min(0.0, *values.values()), max(0.0, *values.values())
+        plot = Plot(canvas, (50, top + 24, 900, 72), up=(low, high if high > low else low + 1))
+        canvas.text(50, top, title, bold=True)
+        plot.level(0)
+        for value in {low, high}:
+            plot.label(value, f"{value:.0f}".replace("-", "−"), color=INK)
+        plot.mark(alpha, 2, beyond=4)
+        plot.line(sorted(values.items()))
+        for node in nodes:
+            plot.dot(node, values[node], 2.5, ORANGE if node <= alpha + 1e-9 else BLUE)
 
 
 # -- SmoothGrad ------------------------------------------------------------------------------------
@@ -229,13 +196,21 @@ STEPS = 4  # of integrated gradients, on each noisy copy
 SMOOTHED = ("gradient", "integrated gradients")
 
 
+class Smoothed(NamedTuple):
+    """The mean of the maps of some noisy copies."""
+
+    map_: Array
+    copies: int
+    error: float  # the mean standard error, of the mean |map|; NaN for one copy
+
+
 def smoothgrad(model: Any = None, image: Any = None) -> Panel:
     """A method's map, one noisy copy of the picture, and the mean of the maps of many of them.
 
     Integrated gradients (Smooth IG) start from the blurred picture and take four steps a copy.
     """
     classifier = classifier_of(model)
-    pictures, look = looker(classifier, image, SCENES)
+    pictures, look = picture_reader(classifier, image, SCENES)
 
     def method_for(picture: str, method: str) -> Callable[..., Tensor]:
         if method == "gradient":
@@ -243,9 +218,9 @@ def smoothgrad(model: Any = None, image: Any = None) -> Panel:
         return partial(_integrated, start=classifier.blurred(look(picture).x))  # for all copies
 
     @cache
-    def without_noise(picture: str, method: str) -> NDArray[np.float64]:
+    def without_noise(picture: str, method: str) -> Array:
         seen = look(picture)
-        return _summed(method_for(picture, method)(classifier.model, seen.x, seen.answer))
+        return summed(method_for(picture, method)(classifier.model, seen.x, seen.target))
 
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
@@ -256,39 +231,55 @@ def smoothgrad(model: Any = None, image: Any = None) -> Panel:
     }
 
     def draw(picture: str, method: str, noise: float, samples: int, seed: int) -> Iterator[Canvas]:
-        seen, generator = look(picture), torch.Generator().manual_seed(seed)
-        chosen, sharp = method_for(picture, method), without_noise(picture, method)
+        seen, chosen = look(picture), method_for(picture, method)
         noisy = _noisy(seen.x, noise, seed)
         with torch.no_grad():
-            sure = float(classifier.model(noisy).softmax(1)[0, seen.answer])
-        most = COARSE if method == "gradient" else 1
-        total, squares, done = torch.zeros(()), torch.zeros(()), 0
-        while done < samples:
-            # One generator for all portions: they draw what one call with all samples would.
-            portion = min(most, samples - done)
-            mean, more = gradients.smoothgrad(
-                classifier.model, seen.x, seen.answer, method=chosen, samples=portion,
-                noise=noise, generator=generator, details=True, progress=False,
-            )  # fmt: skip
-            variance = more.spread.nan_to_num() ** 2  # of one sample there is none
-            total = total + portion * mean
-            squares = squares + (portion - 1) * variance + portion * mean**2
-            done, most = done + portion, 16 if method == "gradient" else 4
-            mean = total / done
-            error = float("nan")
-            if done > 1:
-                spread = (squares / done - mean**2).clamp(min=0) * done / (done - 1)
-                error = float((spread / done).sqrt().mean() / mean.abs().mean())
-            yield _smooth_canvas(
-                classifier, seen, controls, noisy, sure, sharp, _summed(mean), done, error
-            )
+            sure = float(classifier.model(noisy).softmax(1)[0, seen.target])
+        copy, sharp = (classifier.to_image(noisy), sure), without_noise(picture, method)
+        portions = (COARSE, 16) if method == "gradient" else (1, 4)
+        for smooth in smooth_out(classifier, seen, chosen, noise, samples, seed, portions):
+            yield _smooth_canvas(seen, method, noise, samples, seed, copy, sharp, smooth)
 
     return Panel("smoothgrad", controls, draw)
 
 
+def smooth_out(
+    classifier: Classifier,
+    seen: Seen,
+    method: Callable[..., Tensor],
+    noise: float,
+    samples: int,
+    seed: int,
+    portions: tuple[int, int],
+) -> Iterator[Smoothed]:
+    """The mean map of a first portion of the copies, then of more, in portions of the second."""
+    # One generator for all portions: they draw what one call with all samples would.
+    generator = torch.Generator().manual_seed(seed)
+    total, squares, done = torch.zeros(()), torch.zeros(()), 0
+    while done < samples:
+        portion = min(portions[done > 0], samples - done)
+        found = gradients.smoothgrad_estimate(
+            *(classifier.model, seen.x, seen.target),
+            method=method,
+            samples=portion,
+            noise=noise,
+            generator=generator,
+        )
+        assert found.spread is not None  # smoothgrad estimates it
+        variance = found.spread.nan_to_num() ** 2  # of one sample there is none
+        total = total + portion * found.value
+        squares = squares + (portion - 1) * variance + portion * found.value**2
+        done += portion
+        mean, error = total / done, float("nan")
+        if done > 1:
+            spread = (squares / done - mean**2).clamp(min=0) * done / (done - 1)
+            error = float((spread / done).sqrt().mean() / mean.abs().mean())
+        yield Smoothed(summed(mean), done, error)
+
+
 def _integrated(network: Any, x: Tensor, target: Any = None, *, start: Tensor) -> Tensor:
     return gradients.integrated_gradients(
-        network, x, target, baseline=start.expand_as(x), steps=STEPS, progress=False
+        network, x, target, baseline=start.expand_as(x), steps=STEPS
     )
 
 
@@ -299,39 +290,34 @@ def _noisy(x: Tensor, noise: float, seed: int) -> Tensor:
 
 
 def _smooth_canvas(
-    classifier: models.Classifier,
     seen: Seen,
-    controls: dict[str, Any],
-    noisy: Tensor,
-    sure: float,
-    sharp: NDArray[np.float64],
-    smooth: NDArray[np.float64],
-    done: int,
-    error: float,
+    method: str,
+    noise: float,
+    samples: int,
+    seed: int,
+    copy: tuple[NDArray[np.uint8], float],
+    sharp: Array,
+    smooth: Smoothed,
 ) -> Canvas:
-    name, method = classifier.classes[seen.answer], controls["method"].value
-    samples, noise = controls["samples"].value, controls["noise"].value
-    canvas = Canvas(880, 350)
-    canvas.heading(0, 0, "a noisy copy", f"σ = {noise:.0%} of the picture's range")
-    canvas.picture(0, 44, 250, classifier.to_image(noisy), smooth=True)
-    canvas.text(0, 304, f"there “{name}” has probability {sure:.2f}")
-    canvas.heading(300, 0, method, "without noise")
-    canvas.picture(300, 44, 250, _colored(sharp))
+    canvas, (noisy, sure), done = Canvas(880, 350), copy, smooth.copies
+    below = f"σ = {noise:.0%} of the picture's range"
+    canvas.figure(0, 0, 250, noisy, "a noisy copy", below, smooth=True)
+    canvas.text(0, 304, f"there “{seen.name}” has probability {sure:.2f}")
+    canvas.figure(300, 0, 250, colored(sharp), method, "without noise")
     canvas.text(300, 304, seen.inside(sharp), size=12, color=MUTED)
     more = f" of {samples}, more coming …" if done < samples else ""
-    canvas.heading(600, 0, "its mean over noisy copies", f"{done}{more}")
-    canvas.picture(600, 44, 250, _colored(smooth))
-    canvas.text(600, 304, seen.inside(smooth), size=12, color=MUTED)
+    canvas.figure(600, 0, 250, colored(smooth.map_), "its mean over noisy copies", f"{done}{more}")
+    canvas.text(600, 304, seen.inside(smooth.map_), size=12, color=MUTED)
     doubt = "no standard error from one copy"
     if done > 1:
-        doubt = f"standard error: {error:.0%} of mean |map|"
+        doubt = f"standard error: {smooth.error:.0%} of mean |map|"
     canvas.text(600, 328, doubt, bold=True)
-    alike = float(np.corrcoef(sharp.ravel(), smooth.ravel())[0, 1])
+    alike = float(np.corrcoef(sharp.ravel(), smooth.map_.ravel())[0, 1])
     canvas.text(300, 328, f"correlation with the mean: {decimal(alike)}", bold=True)
     canvas.alt = (
-        f"The {method} map of “{name}”, and its mean over {done} copies of the picture with noise "
-        f"of {noise:.0%} of its range, seed {controls['seed'].value}: correlation "
-        f"{decimal(alike)}, {doubt}. {seen.inside(smooth)}."
+        f"The {method} map of “{seen.name}”, and its mean over {done} copies of the picture with "
+        f"noise of {noise:.0%} of its range, seed {seed}: correlation {decimal(alike)}, {doubt}. "
+        f"{seen.inside(smooth.map_)}."
     )
     return canvas
 
@@ -342,10 +328,11 @@ def _smooth_canvas(
 class Regions(NamedTuple):
     """What XRAI makes of a picture."""
 
-    attribution: NDArray[np.float64]  # of the pixels (H, W)
+    attribution: Array  # of the pixels (H, W)
     masks: NDArray[np.bool_]  # the segments (M, H, W)
-    values: NDArray[np.float64]  # XRAI's map (H, W)
+    values: Array  # XRAI's map (H, W)
     order: list[int]
+    coarse: bool
 
 
 def xrai(model: Any = None, image: Any = None) -> Panel:
@@ -355,70 +342,61 @@ def xrai(model: Any = None, image: Any = None) -> Panel:
     follows. The segments drawn are the finest ones.
     """
     classifier = classifier_of(model)
-    pictures, look = looker(classifier, image, SCENES)
+    pictures, look = picture_reader(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
         "baseline": choice("baseline", [BOTH, *BASELINES]),
         "top": slider("top, in %", 1, 100, 10),
     }
-    kept: dict[tuple[str, str], Regions] = {}  # of the last choice, so that the top share moves
-
-    def attribute(seen: Seen, baseline: str, steps: int) -> NDArray[np.float64]:
-        """The mean of integrated gradients from each baseline; each pixel's largest channel."""
-        names = ["black", "white"] if baseline == BOTH else [baseline]
-        maps = [
-            gradients.integrated_gradients(
-                classifier.model, seen.x, seen.answer, steps=steps // len(names), progress=False,
-                baseline=BASELINES[name](classifier, seen.x),
-            )
-            for name in names
-        ]  # fmt: skip
-        return torch.stack(maps).mean(0)[0].amax(0).double().cpu().numpy()
-
-    def made(seen: Seen, coarse: bool, baseline: str) -> Regions:
-        if coarse:
-            labels = regions.segment(seen.pixels)
-            masks = labels == np.arange(labels.max() + 1)[:, None, None]
-        else:
-            masks = regions.segment_stack(seen.pixels)
-        attribution = attribute(seen, baseline, COARSE if coarse else 64)
-        return Regions(attribution, masks, *regions.grow(attribution, masks))
+    kept: dict[tuple[str, str], Regions] = {}
 
     def draw(picture: str, baseline: str, top: int) -> Iterator[Canvas]:
-        seen, key = look(picture), (picture, baseline)
-        if key in kept:
-            yield _xrai_canvas(classifier, seen, kept[key], baseline, top, "")
-            return
-        kept.clear()
-        yield _xrai_canvas(
-            classifier, seen, made(seen, True, baseline), baseline, top, "coarse, more coming …"
-        )
-        kept[key] = made(seen, False, baseline)
-        yield _xrai_canvas(classifier, seen, kept[key], baseline, top, "")
+        seen = look(picture)
+        grow = partial(grown, classifier, seen, baseline)
+        coarse, fine = partial(grow, coarse=True), partial(grow, coarse=False)
+        for found in coarse_to_fine(kept, (picture, baseline), coarse, fine):
+            yield _xrai_canvas(seen, found, baseline, top)
 
     return Panel("xrai", controls, draw)
 
 
-def _xrai_canvas(
-    classifier: models.Classifier, seen: Seen, found: Regions, baseline: str, top: int, note: str
-) -> Canvas:
-    name, side = classifier.classes[seen.answer], 225
+def grown(classifier: Classifier, seen: Seen, baseline: str, *, coarse: bool) -> Regions:
+    """XRAI's regions: of overlapping segments and 64 gradients, or of a few of both."""
+    if coarse:
+        labels = regions.segment(seen.pixels)
+        masks = labels == np.arange(labels.max() + 1)[:, None, None]
+    else:
+        masks = regions.segment_stack(seen.pixels)
+    values = _attribution(classifier, seen, baseline, COARSE if coarse else 64)
+    return Regions(values, masks, *regions.grow(values, masks), coarse)
+
+
+def _attribution(classifier: Classifier, seen: Seen, baseline: str, steps: int) -> Array:
+    """The mean of integrated gradients from each baseline; each pixel's largest channel."""
+    names = ["black", "white"] if baseline == BOTH else [baseline]
+    maps = [
+        gradients.integrated_gradients(
+            *(classifier.model, seen.x, seen.target),
+            steps=steps // len(names),
+            baseline=BASELINES[name](classifier, seen.x),
+        )
+        for name in names
+    ]
+    return torch.stack(maps).mean(0)[0].amax(0).double().cpu().numpy()
+
+
+def _xrai_canvas(seen: Seen, found: Regions, baseline: str, top: int) -> Canvas:
+    canvas, side, note = Canvas(960, 330), 225, "coarse, more coming …" if found.coarse else ""
     chosen = found.values >= np.quantile(found.values, 1 - top / 100)
-    cut = np.where(chosen[..., None], seen.pixels, np.uint8(235)).astype(np.uint8)
-    finest = np.zeros(found.values.shape, int)
-    for number, mask in enumerate(found.masks, 1):  # the finest come first, and cover the picture
-        finest[mask & (finest == 0)] = number
-    lines = mark_boundaries(seen.pixels, finest, color=(1, 1, 1))
-    canvas = Canvas(960, 330)
     below = note or f"{len(found.masks)} in all, overlapping"
-    canvas.heading(0, 0, "segments", below)
-    canvas.picture(0, 44, side, np.rint(255 * lines).astype(np.uint8), smooth=True)
-    canvas.heading(245, 0, "integrated gradients", f"of “{name}”, from {baseline}")
-    canvas.picture(245, 44, side, _colored(found.attribution))
-    canvas.heading(490, 0, "XRAI", note or f"{len(found.order)} regions were added")
-    canvas.picture(490, 44, side, _colored(found.values))
-    canvas.heading(735, 0, f"the top {top} %", f"{chosen.mean():.0%} with the region it ends in")
-    canvas.picture(735, 44, side, cut, smooth=True)
+    canvas.figure(0, 0, side, _outlined(seen.pixels, found.masks), "segments", below, smooth=True)
+    below = f"of “{seen.name}”, from {baseline}"
+    canvas.figure(245, 0, side, colored(found.attribution), "integrated gradients", below)
+    below = note or f"{len(found.order)} regions were added"
+    canvas.figure(490, 0, side, colored(found.values), "XRAI", below)
+    cut = np.where(chosen[..., None], seen.pixels, np.uint8(235)).astype(np.uint8)
+    below = f"{chosen.mean():.0%} with the region it ends in"
+    canvas.figure(735, 0, side, cut, f"the top {top} %", below, smooth=True)
     truth = ""
     if seen.mask is not None:
         right = (chosen & seen.mask).sum()
@@ -429,7 +407,16 @@ def _xrai_canvas(
     canvas.text(960, 290, truth, anchor="ra", bold=True)
     canvas.text(245, 276, seen.inside(found.attribution), size=11, color=MUTED)
     canvas.alt = (
-        f"XRAI for “{name}” from the baseline “{baseline}”{', coarse' if note else ''}: the best "
-        f"regions, {chosen.mean():.0%} of the picture. {truth}."
+        f"XRAI for “{seen.name}” from the baseline “{baseline}”{', coarse' if note else ''}: the "
+        f"best regions, {chosen.mean():.0%} of the picture. {truth}."
     )
     return canvas
+
+
+def _outlined(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A picture with the outlines of its finest segments."""
+    finest = np.zeros(pixels.shape[:2], int)
+    for number, mask in enumerate(masks, 1):  # the finest come first, and cover the picture
+        finest[mask & (finest == 0)] = number
+    lines = mark_boundaries(pixels, finest, color=(1, 1, 1))
+    return np.rint(255 * lines).astype(np.uint8)

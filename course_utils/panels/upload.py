@@ -6,9 +6,12 @@ import ipywidgets as widgets
 import numpy as np
 from numpy.typing import NDArray
 
-from course_utils import images, photographs
-from course_utils.panels.base import WIDTH, Canvas, Panel, choice, pixels_of
+from course_utils import images
+from course_utils.panels.canvas import Canvas
+from course_utils.panels.panel import WIDTH, Panel, choice
+from course_utils.panels.pictures import pixels_of
 from course_utils.plotting import ORANGE
+from course_utils.worlds import photographs
 
 # Such a file breaks the connection to the kernel, which then hears of nothing.
 LIMIT = "Not above 10 MB; for a larger file: panels.photo(&quot;its path&quot;)"
@@ -62,9 +65,10 @@ class Photo(Panel):
         zoom = min(480 / width, 320 / height)
         canvas = Canvas(480, 364)
         name = picture if len(picture) <= 40 else picture[:39] + "…"
-        canvas.heading(0, 0, name, f"{height} × {width} pixels; a model gets the square")
+        below = f"{height} × {width} pixels; a model gets the square"
         # Thin panoramas are shown at least one pixel high or wide.
-        canvas.picture(0, 44, max(1, width * zoom), pixels, height=max(1, height * zoom))
+        wide, tall = max(1, width * zoom), max(1, height * zoom)
+        canvas.figure(0, 0, wide, pixels, name, below, height=tall)
         side, left, top = min(height, width), (width - height) // 2, (height - width) // 2
         square = (max(0, left) * zoom, 44 + max(0, top) * zoom, side * zoom, side * zoom)
         canvas.box(*square, edge=ORANGE, line=2)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import cam, gradients, perturbation, propagation, regions
-from course_utils.datasheets import put
+from course_utils.methods import cam, gradients, perturbation, propagation, regions
+from course_utils.tools.datasheets import replace_section
 
 README = Path(__file__).parents[2] / "README.md"
 ROUNDS = 5
@@ -89,14 +89,14 @@ def pairs() -> dict[str, tuple[str, Run, Run]]:
         ),
         "integrated gradients, 32 steps": (
             "Captum",
-            lambda: gradients.integrated_gradients(resnet, x, TARGET, progress=False),
+            lambda: gradients.integrated_gradients(resnet, x, TARGET),
             lambda: captum.attr.IntegratedGradients(resnet).attribute(
                 x, zero, TARGET, n_steps=32, method="riemann_middle", internal_batch_size=16
             ),
         ),
         "SmoothGrad, 24 samples": (
             "Captum",
-            lambda: gradients.smoothgrad(resnet, x, TARGET, samples=24, progress=False),
+            lambda: gradients.smoothgrad(resnet, x, TARGET, samples=24),
             lambda: captum.attr.NoiseTunnel(captum.attr.Saliency(resnet)).attribute(
                 x, nt_samples=24, nt_samples_batch_size=4, stdevs=1.0, target=TARGET, abs=False
             ),
@@ -118,7 +118,7 @@ def pairs() -> dict[str, tuple[str, Run, Run]]:
         ),
         "occlusion": (
             "Captum",
-            lambda: perturbation.occlusion(resnet, x[:1], TARGET, progress=False),
+            lambda: perturbation.occlusion(resnet, x[:1], TARGET),
             lambda: captum.attr.Occlusion(resnet).attribute(
                 x[:1], (3, 16, 16), (3, 8, 8), zero[:1], TARGET, perturbations_per_eval=16
             ),
@@ -150,4 +150,4 @@ def test_the_table_in_the_readme() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rows.append(f"| {method} | {library} | {median_ratio(ours, theirs):.1f} |")
-    put(README, "benchmark", "\n".join(rows))
+    replace_section(README, "benchmark", "\n".join(rows))

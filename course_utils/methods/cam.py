@@ -1,0 +1,164 @@
+"""Class activation maps: where in its feature maps a network finds its class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_utils.contract import Target, check, explaining, resolve_target, score_target
+from course_utils.layers import Head, capture, find
+from course_utils.methods.gradients import guided_backprop
+
+
+def cam(
+    model: nn.Module, images: Tensor, target: Target = None, *, upsample: bool = True
+) -> Tensor:
+    """How much each place of the last feature maps A_k adds to the class's logit: Σ_k w_ck · A_k.
+
+    For networks that end in global average pooling and one linear layer with weight w, bias b.
+    There the map and the logit are one thing: mean(CAM) + b_c = f_c(x).
+
+    model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
+    target: a class, a LongTensor (N,), or None for each image's argmax.
+    upsample: bilinear to (N, H, W); False leaves the feature maps' (N, h, w). Signed, in logits.
+
+    Raises ValueError or TypeError naming the argument; ValueError for any other kind of network.
+    Source: Zhou, Khosla, Lapedriza, Oliva, Torralba, Learning Deep Features for Discriminative
+    Localization, 2016.
+
+    >>> fc = nn.Linear(1, 1)
+    >>> fc.weight.data, fc.bias.data = torch.tensor([[2.0]]), torch.tensor([1.0])
+    >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
+    >>> cam.cam(model, torch.tensor([[[[1.0, 3.0]]]]))  # the logit is 5: their mean and the bias
+    tensor([[[2., 6.]]])
+    """
+    check(model, images, target)
+    with explaining(model), torch.no_grad(), Head() as head:
+        logits = model(images.detach().clone())
+    classes = resolve_target(logits, target)
+    if head.maps is None or not head.averages_into(logits):
+        raise ValueError(
+            "model: it does not end in global average pooling and one linear layer, which CAM "
+            "needs; use grad_cam"
+        )
+    result = torch.einsum("nk,nkhw->nhw", head.weight.detach()[classes], head.maps)
+    return _upsampled(result, images) if upsample else result
+
+
+def maps_and_slopes(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layer: str | nn.Module | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A layer's feature maps A, and how the target's logit changes with them, ∂f_c / ∂A.
+
+    Arguments as `grad_cam`. Returns two tensors (N, K, h, w), K the number of the layer's maps.
+
+    Raises ValueError or TypeError naming the argument; ValueError for a layer that gives no feature
+    maps, or on which the logits do not depend.
+
+    >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> cam.maps_and_slopes(model, torch.tensor([[[[1.0, -3.0]]]]))
+    (tensor([[[[ 1., -3.]]]]), tensor([[[[0.5000, 0.5000]]]]))
+    """
+    check(model, images, target)
+    name = None if layer is None else _name(model, layer)
+    with explaining(model):
+        x = images.detach().clone().requires_grad_()
+        with capture(model, name or []) as kept, Head() as head:
+            logits = model(x.clone())
+        scores = score_target(logits, target)
+        maps = _maps(head.maps if name is None else kept.get(name), name)
+        slopes = None
+        if scores.requires_grad and maps.requires_grad:
+            (slopes,) = torch.autograd.grad(scores.sum(), maps, allow_unused=True)
+    if slopes is None:
+        maker = f"layer: {name!r} makes" if name else "model: it pools"
+        raise ValueError(f"{maker} feature maps on which the logits do not depend; choose another")
+    return maps.detach(), slopes
+
+
+def grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | nn.Module | None = None,
+    relu: bool = True,
+    upsample: bool = True,
+) -> Tensor:
+    """Feature maps A_k of a layer, each weighted by its mean gradient, added, negatives cut:
+
+        ReLU(Σ_k α_k · A_k),    α_k = 1/(h·w) Σ_ij ∂f_c / ∂A_kij
+
+    Arguments as `cam`. layer: a name as in `model.named_modules()`, or the module; None means the
+    last feature maps, those that enter the final pooling or flattening. There, in a network made
+    for CAM, relu=False gives CAM / (h·w).
+    Returns (N, H, W), or (N, h, w) with upsample=False: in logits per place of the feature map.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization, 2017.
+
+    >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> cam.grad_cam(model, torch.tensor([[[[1.0, -3.0]]]]))  # α is ½
+    tensor([[[0.5000, 0.0000]]])
+    """
+    maps, slopes = maps_and_slopes(model, images, target, layer)
+    result = (slopes.mean((2, 3), keepdim=True) * maps).sum(1)
+    result = result.relu() if relu else result
+    return _upsampled(result, images) if upsample else result
+
+
+def guided_grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | nn.Module | None = None,
+) -> Tensor:
+    """Guided Backpropagation's detail where Grad-CAM finds the class: the product of the two.
+
+    Arguments and errors as `grad_cam` and `guided_backprop`. Returns (N, C, H, W), signed.
+    Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization, 2017.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> cam.guided_grad_cam(model, torch.tensor([[[[4.0, -2.0]]]]))  # ½ · 4, and the slope ½
+    tensor([[[[1., 0.]]]])
+    """
+    place = grad_cam(model, images, target, layer=layer)
+    return guided_backprop(model, images, target) * place[:, None]
+
+
+def _upsampled(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps (N, h, w) at the images' height and width (N, H, W)."""
+    size = images.shape[2:]
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _maps(output: Any, name: str | None) -> Tensor:
+    """A layer's output, if it is feature maps; else a ValueError that says what it is."""
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output
+    if name is None:
+        raise ValueError("model: it pools or flattens no feature maps (N, C, h, w); name a layer")
+    came = f"gives {tuple(output.shape)}" if isinstance(output, Tensor) else "gives none"
+    came = "did not run" if output is None else came
+    raise ValueError(
+        f"layer: feature maps (N, C, h, w) are needed, but {name!r} {came}; choose a "
+        "convolutional layer"
+    )
+
+
+def _name(model: nn.Module, layer: str | nn.Module) -> str:
+    """A layer's name, given its name or the module itself; ValueError if the model lacks it."""
+    if isinstance(layer, nn.Module):
+        for name, module in model.named_modules():
+            if name and module is layer:
+                return name
+        raise ValueError(f"layer: this {type(layer).__name__} is no layer of the model")
+    find(model, layer)
+    return layer

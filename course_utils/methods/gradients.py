@@ -1,0 +1,321 @@
+"""Attributions computed from the gradient of a class's logit with respect to the image."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from course_utils.contract import (
+    Baseline,
+    Estimate,
+    Target,
+    as_baseline,
+    check,
+    check_choice,
+    check_count,
+    check_generator,
+    check_number,
+    check_unit,
+    explaining,
+    in_batches,
+    known_options,
+    mean_and_variance,
+    predict_target,
+    score_target,
+    value_of,
+)
+from course_utils.layers import find
+from course_utils.methods import backward
+
+
+def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
+    """How much the target's logit changes per change of each input value: ∂f_c(x) / ∂x.
+
+    model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
+    target: a class, a LongTensor (N,), or None for each image's argmax.
+    Returns (N, C, H, W), signed, in logits per unit of model space.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, 2013.
+
+    >>> class Squares(nn.Module):  # f_c(x) = x_c²
+    ...     def forward(self, x):
+    ...         return x.flatten(1) ** 2
+    >>> gradients.gradient(Squares(), torch.tensor([[[[1.0, 3.0]]]]), target=1)
+    tensor([[[[0., 6.]]]])
+    """
+    check(model, images, target)
+    with explaining(model):
+        return scores_and_gradient(model, images, target)[1]
+
+
+def scores_and_gradient(model: nn.Module, images: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """The target's logit (N,) and its gradient (N, C, H, W), in one pass; inside `explaining`."""
+    x = images.detach().clone().requires_grad_()
+    # The model gets a copy: its first layer may work in place.
+    scores = score_target(model(x.clone()), target)
+    if not scores.requires_grad:
+        raise ValueError("model: its logits carry no gradient to the images")
+    # Each score depends on its own image alone, so the sum's gradient holds all of theirs.
+    (result,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
+    return scores.detach(), result
+
+
+def input_x_gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
+    """What each input value would contribute if the model were linear: x · ∂f_c(x) / ∂x.
+
+    Arguments as `gradient`. Returns (N, C, H, W), signed, in logits. An input of 0 gets 0, and 0 is
+    the mean colour where the images are normalised, black only where they are not.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Shrikumar, Greenside, Shcherbina, Kundaje, Not Just a Black Box, 2016.
+
+    >>> class Squares(nn.Module):  # f_c(x) = x_c²
+    ...     def forward(self, x):
+    ...         return x.flatten(1) ** 2
+    >>> gradients.input_x_gradient(Squares(), torch.tensor([[[[1.0, 3.0]]]]), target=1)
+    tensor([[[[ 0., 18.]]]])
+    """
+    return gradient(model, images, target) * images.detach()
+
+
+def _deconvnet(operation: backward.Operation, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0)
+
+
+def _guided(operation: backward.Operation, gradient: Tensor) -> tuple[Tensor, ...]:
+    return operation.gradient(gradient.clamp(min=0))
+
+
+def deconvnet(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    unit: int | None = None,
+) -> Tensor:
+    """A unit's activation propagated backward, where each ReLU lets only positive values pass:
+
+        R_in = R_out · 1[R_out > 0]        (the gradient: R_out · 1[x > 0])
+
+    Max pooling passes a value to the position of its maximum (the paper's switches). A ReLU6 is
+    treated as a ReLU. Without max pooling the map depends on the class or unit, not on the image.
+    Arguments as `gradient`; with a layer (as in `model.named_modules()`) and a unit, a channel of
+    it, the strongest position of that unit is explained instead of a class. Returns (N, C, H, W),
+    signed; its size has no unit.
+
+    Raises ValueError or TypeError naming the argument; ValueError for a network without ReLU or
+    with other activations.
+    Source: Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
+
+    >>> model, x = nn.Sequential(nn.ReLU(), nn.Flatten()), torch.tensor([[[[-1.0, 3.0]]]])
+    >>> gradients.deconvnet(model, x, target=0)  # the gradient is 0: the ReLU is not active
+    tensor([[[[1., 0.]]]])
+    """
+    return _rectified(model, images, target, layer, unit, "deconvnet", _deconvnet)
+
+
+def guided_backprop(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | None = None,
+    unit: int | None = None,
+) -> Tensor:
+    """The gradient, but each ReLU lets only positive values pass, and only where it was active:
+
+        R_in = R_out · 1[R_out > 0] · 1[x > 0]        (of a ReLU6: 1[0 < x < 6])
+
+    Arguments, result and errors as `deconvnet`.
+    Source: Springenberg, Dosovitskiy, Brox, Riedmiller, Striving for Simplicity, 2014.
+
+    >>> model, x = nn.Sequential(nn.ReLU(), nn.Flatten()), torch.tensor([[[[-1.0, 3.0]]]])
+    >>> gradients.guided_backprop(model, x, target=0)
+    tensor([[[[0., 0.]]]])
+    >>> gradients.guided_backprop(model, x, target=1)
+    tensor([[[[0., 1.]]]])
+    """
+    return _rectified(model, images, target, layer, unit, "guided_backprop", _guided)
+
+
+def _rectified(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    layer: str | None,
+    unit: int | None,
+    method: str,
+    relu: backward.Rule,
+) -> Tensor:
+    check(model, images, target)
+    if (layer is None) != (unit is None):
+        raise ValueError("layer and unit go together: give both, or none to explain a class")
+    if layer is not None:
+        find(model, layer)
+        if target is not None:
+            raise ValueError("target must be left out where a layer and a unit are given")
+
+    def score(output: Tensor) -> Tensor:
+        if layer is None:
+            return score_target(output, target)
+        check_unit(layer, unit, output.shape[1])  # type: ignore[arg-type]
+        return output[:, unit].reshape(len(output), -1).amax(1)
+
+    rules = backward.Rules(method, {"relu": relu, "relu6": relu})
+    with explaining(model):
+        result = backward.propagate(model, images, rules, score, layer=layer)
+    if not rules.operations:
+        raise ValueError(f"model: {method} is about ReLUs, but this model has none; use gradient")
+    return result
+
+
+def smoothgrad_estimate(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    method: Callable[..., Tensor] = gradient,
+    samples: int = 25,
+    noise: float = 0.15,
+    batch_size: int = 16,
+    generator: torch.Generator | None = None,
+) -> Estimate[Tensor]:
+    """The mean of a method's maps over noisy copies of the image: E[M(x + ε)], ε ~ N(0, σ²).
+
+    Arguments as `gradient`. method: any attribution method; Smooth IG is that of
+    `integrated_gradients`. noise: σ as a share of each image's range, its maximum − minimum.
+    generator: of the CPU, None means seed 0; all images get the same noise, times their σ.
+    Returns an Estimate, of which `smoothgrad` returns the value alone: `value`, the mean map, of
+    the method's shape and unit; `standard_error`, that of the mean; `spread`, the standard
+    deviation over the samples; both are NaN where samples is 1.
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Smilkov, Thorat, Kim, Viégas, Wattenberg, SmoothGrad, 2017.
+
+    >>> model, x = nn.Sequential(nn.ReLU(), nn.Flatten()), torch.tensor([[[[0.0, 1.0]]]])
+    >>> found = gradients.smoothgrad_estimate(model, x, target=0, samples=1000)
+    >>> round(found.value[0, 0, 0, 0].item(), 1)  # the gradient is 0 or 1, as the noise has it
+    0.5
+    >>> round(found.standard_error[0, 0, 0, 0].item(), 3)  # √(¼ / 1000)
+    0.016
+    """
+    check(model, images, target)
+    check_count("samples", samples)
+    check_number("noise", noise)
+    check_count("batch_size", batch_size)
+    seeds = torch.randint(2**62, (samples,), generator=check_generator(generator)).tolist()
+    if not callable(method):
+        raise TypeError(f"method must be an attribution method, not {type(method).__name__}")
+    options = known_options(method, batch_size=batch_size)
+    total, squares = torch.zeros(()), torch.zeros(())
+    with explaining(model):
+        images = images.detach()
+        sigma = noise * (images.amax((1, 2, 3), True) - images.amin((1, 2, 3), True))
+        classes = predict_target(model, images, target, batch_size)
+        for number in in_batches(samples * len(images), batch_size):
+            sample, image = number // len(images), number % len(images)
+            epsilon = _normal([seeds[k] for k in sample], images)
+            maps = method(model, images[image] + sigma[image] * epsilon, classes[image], **options)
+            if not total.ndim:
+                total = maps.new_zeros(len(images), *maps.shape[1:])
+                squares = total.clone()
+            total.index_add_(0, image.to(maps.device), maps)
+            squares.index_add_(0, image.to(maps.device), maps**2)
+    mean, variance = mean_and_variance(total, squares, samples)
+    spread = variance.sqrt()
+    return Estimate(mean, standard_error=spread / samples**0.5, spread=spread)
+
+
+smoothgrad = value_of(smoothgrad_estimate)
+
+
+def _normal(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal numbers (B, C, H, W), an image for each seed; drawn anew, so none is kept."""
+    draws = {
+        seed: torch.randn(
+            like.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=like.dtype
+        )
+        for seed in set(seeds)
+    }
+    return torch.stack([draws[seed] for seed in seeds]).to(like.device)
+
+
+def integrated_gradients(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    baseline: Baseline = 0.0,
+    steps: int = 32,
+    rule: str = "midpoint",
+    batch_size: int = 16,
+) -> Tensor:
+    """The gradient integrated along the straight line from a baseline x' to the image:
+
+        (x − x') · ∫₀¹ ∂f_c(x' + α (x − x')) / ∂x dα ≈ (x − x') · Σₖ wₖ ∂f_c(x' + αₖ (x − x')) / ∂x
+
+    Arguments as `gradient`. baseline: x', a number or a tensor that broadcasts to the images, in
+    model space, where 0 is the mean colour; `Classifier.black` is black. steps: gradients taken;
+    32 suffice for the course's small networks, one trained on ImageNet may need hundreds.
+    rule: where the αₖ lie and what they weigh, one of QUADRATURES.
+    Returns (N, C, H, W), signed, in logits; an image's sum tends to f_c(x) − f_c(x').
+
+    Raises ValueError or TypeError naming the argument.
+    Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, 2017.
+
+    >>> class Squares(nn.Module):  # f_c(x) = x_c²
+    ...     def forward(self, x):
+    ...         return x.flatten(1) ** 2
+    >>> gradients.integrated_gradients(Squares(), torch.tensor([[[[1.0, 3.0]]]]), target=1)
+    tensor([[[[0., 9.]]]])
+    """
+    check(model, images, target)
+    check_count("batch_size", batch_size)
+    baseline = as_baseline("baseline", baseline, images)
+    alphas, weights = quadrature(rule, steps)
+    with explaining(model):
+        images = images.detach()
+        difference = images - baseline
+        mean = torch.zeros_like(images)
+        classes = predict_target(model, images, target, batch_size)
+        for number in in_batches(len(images) * steps, batch_size):
+            image, step = number // steps, number % steps
+            alpha, weight = alphas[step].to(images), weights[step].to(images)
+            x = baseline[image] + alpha.view(-1, 1, 1, 1) * difference[image]
+            _, slope = scores_and_gradient(model, x, classes[image])
+            mean.index_add_(0, image.to(images.device), weight.view(-1, 1, 1, 1) * slope)
+    return difference * mean
+
+
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)  # on −1 … 1
+    return (nodes + 1) / 2, weights / 2
+
+
+def _trapezoid(n: int) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.full(n, 1 / (n - 1))
+    weights[[0, -1]] /= 2
+    return np.linspace(0, 1, n), weights
+
+
+QUADRATURES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
+    "midpoint": lambda n: ((np.arange(n) + 0.5) / n, np.full(n, 1 / n)),
+    "riemann-right": lambda n: (np.arange(1, n + 1) / n, np.full(n, 1 / n)),
+    "trapezoid": _trapezoid,
+    "gauss-legendre": _gauss_legendre,
+}
+
+
+def quadrature(rule: str, steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights (steps,) of an integral from 0 to 1; the weights sum to 1.
+
+    >>> gradients.quadrature("midpoint", 2)
+    (tensor([0.2500, 0.7500], dtype=torch.float64), tensor([0.5000, 0.5000], dtype=torch.float64))
+    """
+    check_choice("rule", rule, QUADRATURES)
+    check_count("steps", steps, 2 if rule == "trapezoid" else 1)
+    nodes, weights = QUADRATURES[rule](steps)
+    return torch.from_numpy(nodes), torch.from_numpy(weights)

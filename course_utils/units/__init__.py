@@ -1,0 +1,1 @@
+"""What single units of a network answer to, and want to see."""
