@@ -83,7 +83,7 @@ def test_lime_blames_a_segment_that_does_nothing() -> None:
 
 
 def cases(axiom: str) -> list[partial]:
-    return list(module._cases(axiom))  # type: ignore[arg-type]
+    return [case for same_size in module._cases(axiom) for case in same_size]
 
 
 def many(image: torch.Tensor) -> torch.Tensor:

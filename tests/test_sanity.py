@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import nn
 
+from course_utils.evaluation import sanity
 from course_utils.evaluation.sanity import (
     SIMILARITIES,
     agreement,
@@ -698,3 +699,8 @@ def test_methods_that_return_no_map(measure: Callable) -> None:
             measure(model, batch(), method)
     with pytest.raises(ValueError, match="^target: there is no class 7"):
         measure(model, batch(), integrated_gradients, target=7)
+
+
+def test_ranks_are_those_of_scipy() -> None:
+    values = np.random.default_rng(0).integers(0, 20, (6, 7)) / 7
+    np.testing.assert_array_equal(sanity._ranks(values).ravel(), stats.rankdata(values))
