@@ -13,7 +13,7 @@ from course_utils import layers, models
 from course_utils.methods import cam, gradients
 from course_utils.methods.cam import guided_grad_cam
 from course_utils.networks import Classifier
-from course_utils.worlds import scenes
+from course_utils.worlds import photographs, scenes
 from tests.networks import NETWORKS, batch, make
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -511,6 +511,84 @@ def test_bad_images_and_targets(method: Any) -> None:
     for target in (5, -1):
         with pytest.raises(ValueError, match=f"target: there is no class {target}"):
             method(model, batch(), target)
+
+
+# -- HiResCAM --------------------------------------------------------------------------------------
+
+
+def slow_hires_cam(maps: Tensor, score: Tensor) -> Tensor:
+    """Σ_k ∂y/∂A_kij · A_kij, for one image: maps (1, K, h, w)."""
+    (slopes,), maps = torch.autograd.grad(score, maps), maps.detach()
+    _, units, rows, columns = maps.shape
+    result = torch.zeros(rows, columns, dtype=torch.float64)
+    for k in range(units):
+        for i in range(rows):
+            for j in range(columns):
+                result[i, j] += float(slopes[0, k, i, j]) * float(maps[0, k, i, j])
+    return result
+
+
+def test_hires_cam_by_hand() -> None:
+    """f = a² of one channel a: the slope is 2a, and a place adds 2a²; Grad-CAM takes the mean."""
+
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.maps(x) ** 2).sum((2, 3))
+
+    image = torch.tensor([[[[3.0, -1.0]]]])
+    options: dict[str, Any] = {"layer": "maps", "upsample": False}
+    assert cam.hires_cam(Squared(), image, 0, **options).tolist() == [[[18.0, 2.0]]]
+    assert cam.grad_cam(Squared(), image, 0, **options).tolist() == [[[6.0, 0.0]]]
+
+
+def test_hires_cam_as_in_the_paper() -> None:
+    model: Any = make("Residual").double().eval()
+    images = batch(dtype=torch.float64)
+    found = cam.hires_cam(model, images, TARGETS, layer="bn1", relu=False, upsample=False)
+    for n, target in enumerate(TARGETS.tolist()):
+        maps = model.bn1(model.conv1(images[[n]])).detach().requires_grad_()
+        inner = maps.clamp(min=0)
+        last = (inner + model.bn2(model.conv2(inner))).clamp(min=0)
+        slow = slow_hires_cam(maps, model.fc(last.mean((2, 3)))[0, target])
+        assert slow.min() < 0 < slow.max()
+        torch.testing.assert_close(found[n], slow, rtol=1e-10, atol=1e-12)
+    positive = cam.hires_cam(model, images, TARGETS, layer="bn1", upsample=False)
+    assert torch.equal(positive, found.relu())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hires_cam_is_grad_cam_where_the_gradient_is_the_same_everywhere(name: str) -> None:
+    model, images = make(name).double().eval(), batch(dtype=torch.float64)
+    several: list[dict[str, Any]] = [{}, {"relu": False}, {"upsample": False}]
+    for options in several:
+        found = cam.hires_cam(model, images, TARGETS, **options)
+        wanted = cam.grad_cam(model, images, TARGETS, **options)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.references
+@pytest.mark.filterwarnings("ignore:Setting (backward|forward):UserWarning")
+@pytest.mark.parametrize("layer", ["bn2", "blocks.3"])
+def test_hires_cam_on_a_real_network(layer: str) -> None:
+    """As pytorch-grad-cam, which enlarges a map and scales it to 0 … 1."""
+    from pytorch_grad_cam import HiResCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    real = models.load("efficientnet_lite0", device="cpu")
+    images = torch.cat([real.to_input(photographs.picture(p)) for p in ("coffee", "camera")])
+    aims = [ClassifierOutputTarget(target) for target in (967, 872)]  # espresso, tripod
+    module = layers.find(real.model, layer)
+    with layers.preserve(real.model), HiResCAM(real.model, [module]) as explain:
+        theirs = torch.from_numpy(explain(images.clone().requires_grad_(), aims))
+    ours = cam.hires_cam(real.model, images, torch.tensor([967, 872]), layer=layer)
+    low, high = ours.amin((1, 2), keepdim=True), ours.amax((1, 2), keepdim=True)
+    assert (high > 0).all()
+    torch.testing.assert_close((ours - low) / (high - low), theirs, rtol=0, atol=1e-5)
 
 
 # -- libraries -------------------------------------------------------------------------------------

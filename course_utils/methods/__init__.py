@@ -231,6 +231,14 @@ METHODS: dict[str, Method] = {
             needs=LAYERS,
         ),
         Method(
+            cam.hires_cam,
+            "HiResCAM",
+            "Draelos, Carin: Use HiResCAM instead of Grad-CAM",
+            2020,
+            cost="1 F and back to the layer",
+            needs=LAYERS,
+        ),
+        Method(
             cam.guided_grad_cam,
             "Guided Grad-CAM",
             "Selvaraju et al.: Grad-CAM",

@@ -112,6 +112,32 @@ def grad_cam(
     return _upsampled(result, images) if upsample else result
 
 
+def hires_cam(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    layer: str | nn.Module | None = None,
+    relu: bool = True,
+    upsample: bool = True,
+) -> Tensor:
+    """Feature maps A_k of a layer, each times its gradient place by place, added, negatives cut:
+
+        ReLU(Σ_k ∂f_c / ∂A_k · A_k)
+
+    Grad-CAM takes the gradient's mean first, and so may show places that lower the logit. Where
+    the gradient is the same everywhere, at the last maps of a network made for CAM, the two agree.
+
+    Arguments, result and errors as `grad_cam`.
+    Source: Draelos, Carin, Use HiResCAM instead of Grad-CAM for faithful explanations of
+    convolutional neural networks, 2020.
+    """
+    maps, slopes = maps_and_slopes(model, images, target, layer)
+    result = (slopes * maps).sum(1)
+    result = result.relu() if relu else result
+    return _upsampled(result, images) if upsample else result
+
+
 def guided_grad_cam(
     model: nn.Module,
     images: Tensor,
