@@ -22,6 +22,7 @@ MODULES = {
     "lime": "surrogates",
     "microscope": "maximization",
     "neighbourhood": "surrogates",
+    "occlusion": "perturbation",
     "photo": "upload",
     "preprocessing": "crash_course",
     "prototypes": "examples",
