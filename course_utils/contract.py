@@ -1,4 +1,4 @@
-"""What every attribution method promises, in one place: the checks, the mode, the target."""
+"""What all attribution methods share: arguments checked, the model restored, batches, the bar."""
 
 import inspect
 import math
@@ -349,7 +349,7 @@ def counting(total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 def _unheard(done: int, total: int) -> None:
-    """Nobody hears."""
+    """What is counted inside a step: for no bar and no listener."""
 
 
 @contextmanager

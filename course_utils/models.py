@@ -86,8 +86,7 @@ def datasheet(name: str = "scenes") -> dict[str, Any]:
     >>> models.datasheet("scenes")["size"]
     128
     """
-    if name not in SHIPPED:
-        raise ValueError(f"name: {name!r} is not shipped; choose one of {', '.join(SHIPPED)}")
+    check_choice("name", name, SHIPPED)
     try:
         with safe_open(_shipped_file(name), framework="pt") as file:
             sheet = dict(json.loads(file.metadata()["course"]))

@@ -518,4 +518,5 @@ def test_test_without_its_tools(
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     code, _, error = run(capsys, "test")
     assert code == 1
-    assert error.startswith("course: ruff, mypy, pytest are missing; ")
+    tools = "ruff, mypy, pytest, nbval, xdist, pytest_cov, pytest_env"
+    assert error.startswith(f"course: {tools} are missing; ")

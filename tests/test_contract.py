@@ -38,7 +38,7 @@ def method(name: str, dtype: torch.dtype = torch.float32) -> Callable[..., torch
 
 def prepared(name: str, model: nn.Module, data: torch.Tensor) -> dict[str, Any]:
     """What the method's entry makes of the data."""
-    return {option: make(model, data) for option, make in METHODS[name].prepare.items()}
+    return METHODS[name].prepared(model, data)
 
 
 @contextmanager

@@ -263,11 +263,11 @@ def test_a_method_that_joins_is_in_every_menu(
 ) -> None:
     """An entry of METHODS is all that the panels ask for."""
 
-    def hi_res_cam(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def brightness(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
         return images.abs().sum(1)
 
     entry = Method(
-        hi_res_cam, "HiResCAM", "A paper", 2020, cost="1 B", needs=METHODS["grad_cam"].needs
+        brightness, "Brightness", "A paper", 2020, cost="1 B", needs=METHODS["grad_cam"].needs
     )
     monkeypatch.setitem(METHODS, entry.name, entry)
     for name, menus in (
@@ -440,7 +440,7 @@ def test_a_photo_has_no_object_that_is_known(classifier: Classifier) -> None:
 @every_panel
 def test_an_error_is_a_sentence(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = panel.picture.value
-    monkeypatch.setattr(explainer, "_edges", _broken)
+    monkeypatch.setitem(explainer.KNOW_NOTHING, EDGES, _broken)
     first = "method" if "method" in panel.controls else "first"
     panel.update(**{first: EDGES, "picture": "crow"})
     assert "no edges here" in panel.status.value

@@ -30,7 +30,9 @@ def imported(source: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module == "course_utils":
             yield from (f"course_utils.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import hides where it leads"
+            assert node.module
             yield node.module
 
 

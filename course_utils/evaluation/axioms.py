@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from course_utils.contract import check_number, known_options
-from course_utils.evaluation.sanity import check_method, maps_of, unwrapped
+from course_utils.contract import check_number, known_options, unwrapped
+from course_utils.evaluation.sanity import check_method, maps_of
 from course_utils.methods import AXIOMS, METHODS, Method
 
 __all__ = ["AXIOMS", "Counterexample", "Network", "Verdict", "axioms"]

@@ -77,10 +77,7 @@ def methods_by_name(
         if method.prepare and data is None:
             world = classifier.inputs(Scenes(64, seed=501, resolution=classifier.size))
             data = torch.stack([world[i] for i in range(64)])
-        made = {
-            option: make(classifier.model, data)  # type: ignore[arg-type]
-            for option, make in method.prepare.items()
-        }
+        made = {} if data is None else method.prepared(classifier.model, data)
         run = partial(method.function, **method.quick, **made)
         result[name] = run if name == method.name else magnitudes(run)
     return result

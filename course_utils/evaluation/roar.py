@@ -88,7 +88,7 @@ def roar(
     (images, labels), (unseen, truth) = train, test
     if holes:
         images, unseen = torch.zeros_like(images[:, :1]), torch.zeros_like(unseen[:, :1])
-    fill = mean_color(images) + int(holes)
+    colour = mean_color(images) + int(holes)
     removing = [fraction for fraction in fractions if fraction > 0]
     first = len(fractions) - len(removing)  # 1 where fractions start with 0
     accuracy = {name: torch.empty(len(fractions), repeats).double() for name in attributions}
@@ -104,8 +104,8 @@ def roar(
                 generator = torch.Generator().manual_seed(seed + repeat)
                 seen, new = (removal_order(each, generator) for each in maps)
                 for row, fraction in enumerate(removing, start=first):
-                    model = fit(remove(images, seen, fraction, fill), labels, seed + repeat)
-                    left = remove(unseen, new, fraction, fill)
+                    model = fit(remove(images, seen, fraction, colour), labels, seed + repeat)
+                    left = remove(unseen, new, fraction, colour)
                     accuracy[name][row, repeat] = _accuracy(model, left, truth)
                     advance(1)
     return Roar(tuple(map(float, fractions)), accuracy, _chance(truth))
@@ -124,13 +124,13 @@ def removal_order(attribution: Tensor, generator: torch.Generator) -> Tensor:
     return rank.view(len(rank), *attribution.shape[-2:])
 
 
-def remove(images: Tensor, order: Tensor, fraction: float, fill: Tensor) -> Tensor:
+def remove(images: Tensor, order: Tensor, fraction: float, colour: Tensor) -> Tensor:
     """The images (N, C, H, W) with that share of their pixels replaced, first those of order 0.
 
-    order: (N, H, W), see `removal_order`. fill: the colour (C, 1, 1) that takes their place.
+    order: (N, H, W), see `removal_order`. colour: the colour (C, 1, 1) that takes their place.
     """
     count = round(fraction * order[0].numel())
-    return torch.where((order < count)[:, None].to(images.device), fill, images)
+    return torch.where((order < count)[:, None].to(images.device), colour, images)
 
 
 def mean_color(images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def classes(*labels: str) -> Tensor:
 
 
 @contextmanager
-def weights(seed: int) -> Iterator[None]:
+def global_seed(seed: int) -> Iterator[None]:
     """Inside, torch's global generator starts from this seed; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +107,7 @@ class Functional(nn.Module):
 
 def pooled() -> nn.Module:
     """A `Pooled` with large weights and biases in its linear layer; new at each call."""
-    with weights(1):
+    with global_seed(1):
         model = Pooled().eval()
         nn.init.normal_(model.classifier.bias)
         nn.init.normal_(model.classifier.weight)
@@ -117,7 +117,7 @@ def pooled() -> nn.Module:
 @functools.cache
 def unpooled() -> nn.Module:
     """(N, 3, 12, 20) → (N, 5), with in-place ReLUs; the linear layer sees each place."""
-    with weights(2):
+    with global_seed(2):
         model = nn.Sequential(
             nn.Conv2d(3, 6, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
@@ -137,7 +137,7 @@ def unpooled() -> nn.Module:
 
 def plain(channels: int, classes: int) -> nn.Module:
     """Two convolutions, an in-place ReLU and another one, average pooling, a linear layer."""
-    with weights(0):
+    with global_seed(0):
         return nn.Sequential(
             nn.Conv2d(channels, 8, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -159,7 +159,7 @@ def nested(classes: int, width: int, seed: int) -> nn.Module:
             ("relu", nn.ReLU(inplace=True)),
         ]
 
-    with weights(seed):
+    with global_seed(seed):
         head = [("pool", nn.AdaptiveAvgPool2d(2)), ("flat", nn.Flatten())]
         body = [*block(3), ("block", nn.Sequential(OrderedDict(block(width))))]
         fc = ("fc", nn.Linear(4 * width, classes))
@@ -176,7 +176,7 @@ def nested(classes: int, width: int, seed: int) -> nn.Module:
 @functools.cache
 def double(kind: type[nn.Module], *sizes: Any) -> nn.Module:
     """A network of that kind in float64, random but always the same."""
-    with weights(5):
+    with global_seed(5):
         model = kind(*sizes).double().eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -230,14 +230,15 @@ def tensor_of(result: object, what: str) -> Tensor:
 
 def remembered(answer: Answer) -> Answer:
     """The answer; for the same objects as arguments it gives its first result again."""
-    found: dict[tuple[int, ...], Any] = {}
+    # With each result its case: were it deleted, another object could get its id.
+    found: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = {}
 
     @functools.wraps(answer)
     def asked(**case: Any) -> Any:
         key = tuple(map(id, case.values()))
         if key not in found:
-            found[key] = answer(**case)
-        return found[key]
+            found[key] = case, answer(**case)
+        return found[key][1]
 
     return asked
 

@@ -16,7 +16,7 @@ from course_utils.homework.checks import Answer, Exercise, Mistakes, Wrong, comp
 from course_utils.methods import cam, gradients
 from course_utils.worlds import scenes
 
-LIBRARIES = ("course_utils.methods.cam", "course_utils.methods.gradients", "course_utils.methods")
+LIBRARIES = ("course_utils.methods",)
 FIELD = ("captum", "pytorch_grad_cam", "saliency", "zennit")
 # Where a ReLU's input is zero but for rounding, another order of operations switches it, and the
 # gradient jumps: up to 0.0003 of the largest value was seen. The mistakes are off by far more.
@@ -374,7 +374,7 @@ SHARE_INSIDE: Mistakes = {
     "hw02.share_inside",
     share_inside,
     SHARE_INSIDE,
-    forbidden=(*LIBRARIES, "course_utils.evaluation", "course_utils.evaluation.metrics"),
+    forbidden=(*LIBRARIES, "course_utils.evaluation"),
 )
 def check_share_inside(answer: Answer, known: Exercise) -> Iterator[str]:
     """By hand on a map of four places, then on random maps and masks."""

@@ -274,7 +274,7 @@ EDGES: Mistakes = {
     "hw04.edges",
     edges,
     EDGES,
-    forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.evaluation.league"),
+    forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.evaluation.controls"),
 )
 def check_edges(answer: Answer, known: Exercise) -> Iterator[str]:
     """Noise and squares, of one and of three channels, and an even picture."""

@@ -35,7 +35,8 @@ class Method:
     label: its name in the field, as figures and menus show it.
     cost: passes of one image whose target is given: F is a forward, B a forward and backward to the
     image; n is the method's samples or steps, P its windows, K the images of its background.
-    needs: of NEEDS, what it must look at besides answers; a background is made of data.
+    needs: of NEEDS, what it uses besides answers: gradients; layers, what happens inside
+    the network; a baseline, which stands for absence; segments of the image; data, ordinary images.
     claims: of AXIOMS, those that it should satisfy; what is hidden as one, a window or a segment,
     counts as a single input value. `axioms.axioms` tries them.
     magnitudes: whether its paper shows the size of what it finds, whatever the sign.
@@ -74,11 +75,6 @@ class Method:
         """The names of its options."""
         return tuple(inspect.signature(self.function).parameters)[3:]
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether it draws."""
-        return "generator" in self.options
-
     def __repr__(self) -> str:
         with_data = ", with data" if self.data is not None else ""
         return f"Method({self.name}: {self.paper}, {self.year}; {self.cost}{with_data})"
@@ -86,6 +82,10 @@ class Method:
     def bind(self, data: Tensor) -> "Method":
         """The method with ordinary images (M, C, H, W) at hand, of which it makes what it needs."""
         return replace(self, data=data)
+
+    def prepared(self, model: nn.Module, data: Tensor) -> dict[str, Any]:
+        """The options that it cannot do without, made of ordinary images (M, C, H, W)."""
+        return {option: make(model, data) for option, make in self.prepare.items()}
 
     def __call__(self, model: Model, images: Tensor, target: Target = None, **options: Any) -> Any:
         """The attribution of images (N, C, H, W); TypeError for an option it does not know."""

@@ -43,7 +43,7 @@ def cam(
             "needs; use grad_cam"
         )
     result = torch.einsum("nk,nkhw->nhw", head.weight.detach()[classes], head.maps)
-    return _upsampled(result, images) if upsample else result
+    return _finished(result, images, relu=False, upsample=upsample)
 
 
 def maps_and_slopes(
@@ -108,8 +108,7 @@ def grad_cam(
     """
     maps, slopes = maps_and_slopes(model, images, target, layer)
     result = (slopes.mean((2, 3), keepdim=True) * maps).sum(1)
-    result = result.relu() if relu else result
-    return _upsampled(result, images) if upsample else result
+    return _finished(result, images, relu, upsample)
 
 
 def hires_cam(
@@ -133,9 +132,7 @@ def hires_cam(
     convolutional neural networks, 2020.
     """
     maps, slopes = maps_and_slopes(model, images, target, layer)
-    result = (slopes * maps).sum(1)
-    result = result.relu() if relu else result
-    return _upsampled(result, images) if upsample else result
+    return _finished((slopes * maps).sum(1), images, relu, upsample)
 
 
 def guided_grad_cam(
@@ -159,8 +156,11 @@ def guided_grad_cam(
     return guided_backprop(model, images, target) * place[:, None]
 
 
-def _upsampled(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps (N, h, w) at the images' height and width (N, H, W)."""
+def _finished(maps: Tensor, images: Tensor, relu: bool, upsample: bool) -> Tensor:
+    """Maps (N, h, w) without what is negative, and at the images' height and width, as asked."""
+    maps = maps.relu() if relu else maps
+    if not upsample:
+        return maps
     size = images.shape[2:]
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 

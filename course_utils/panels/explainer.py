@@ -26,7 +26,7 @@ def _edges(pixels: NDArray[np.uint8]) -> Array:
 
 # They never ask the model.
 KNOW_NOTHING: dict[str, Callable[[NDArray[np.uint8]], Array]] = {
-    EDGES: lambda pixels: _edges(pixels),
+    EDGES: _edges,
     CHANCE: lambda pixels: np.random.default_rng(0).random(pixels.shape[:2]),
 }
 
@@ -72,8 +72,7 @@ class Explainer:
             return KNOW_NOTHING[name](seen.pixels)
         method, model = METHODS[name], self.classifier.model
         if name not in self._prepared:
-            made = {option: make(model, self._data) for option, make in method.prepare.items()}
-            self._prepared[name] = made
+            self._prepared[name] = method.prepared(model, self._data) if method.prepare else {}
         return summed(method(model, seen.x, seen.target, **{**self._prepared[name], **options}))
 
     @cached_property

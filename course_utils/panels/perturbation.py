@@ -33,11 +33,12 @@ def occlusion(model: Any = None, image: Any = None) -> Panel:
         "stride": slider("stride, px", 4, 12, 8),
     }
 
-    def draw(picture: str, target: str, **whole: int) -> Iterator[Canvas]:
-        seen, coarse = look(picture, target), dict.fromkeys(whole, classifier.size // 4)
-        for options in (coarse, whole):
+    def draw(picture: str, target: str, window: int, stride: int) -> Iterator[Canvas]:
+        seen, quarter = look(picture, target), classifier.size // 4
+        for size, step in ((quarter, quarter), (window, stride)):
+            options = {"window": size, "stride": step}
             map_ = perturbation.occlusion(classifier.model, seen.x, seen.target, **options)
-            yield _occlusion_canvas(seen, summed(map_), **options, more=options is coarse)
+            yield _occlusion_canvas(seen, summed(map_), size, step, more=step != stride)
 
     return Panel("occlusion", controls, draw)
 

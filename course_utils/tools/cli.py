@@ -77,7 +77,7 @@ def _command_line() -> argparse.ArgumentParser:
     command = add("league", league, "judge every method by the truth again (half an hour)")
     row = "measure this row alone, such as gradient or '|gradient|' (repeat for more)"
     command.add_argument("--only", action="append", metavar="NAME", help=row)
-    add("roar", roar, "retrain without the pixels that methods choose (half an hour)")
+    add("roar", roar, "retrain without the pixels that methods choose (ten minutes)")
     command = add("live", live, "write an instructor's copy of a lecture, to type in class")
     command.add_argument("lecture", metavar="NN", help="its number, such as 01")
     command = add("release", release, "make the homework that students get from its keys")
@@ -442,7 +442,8 @@ def test(pytest: list[str]) -> int:
 
     Whatever else is given goes to pytest, which then runs what it names, and nothing beside it.
     """
-    missing = [tool for tool in ("ruff", "mypy", "pytest") if not importlib.util.find_spec(tool)]
+    tools = ("ruff", "mypy", "pytest", "nbval", "xdist", "pytest_cov", "pytest_env")
+    missing = [tool for tool in tools if not importlib.util.find_spec(tool)]
     if missing:
         raise ImportError(
             f"{', '.join(missing)} are missing; `python3 -m course_utils test` sets all up"
