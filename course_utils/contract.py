@@ -3,7 +3,7 @@
 import inspect
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -260,6 +260,20 @@ def check_generator(generator: torch.Generator | None) -> torch.Generator:
             + (f"one of {generator.device}" if hasattr(generator, "device") else repr(generator))
         )
     return generator
+
+
+def drawn_again(draw: Callable[..., Tensor], seeds: Sequence[int], images: Tensor) -> Tensor:
+    """Random numbers like an image for each seed: drawn again when needed, never kept.
+
+    draw: torch.randn or torch.rand. Returns (len(seeds), C, H, W), on the images' device.
+    """
+    draws = {
+        seed: draw(
+            images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=images.dtype
+        )
+        for seed in set(seeds)
+    }
+    return torch.stack([draws[seed] for seed in seeds]).to(images.device)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Sanity checks: a map must depend on what the model has learnt, and not on invisible noise."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from course_utils.contract import (
     check_generator,
     check_number,
     counted,
+    drawn_again,
     explaining,
     in_batches,
     known_options,
@@ -134,7 +135,8 @@ def max_sensitivity(
         original = maps_of(method, model, images, classes, batch_size)
         for number in in_batches(samples * n, batch_size):
             image, sample = number % n, number // n
-            noise = radius * _uniform([seeds[k] for k in sample], images)
+            uniform = drawn_again(torch.rand, [seeds[k] for k in sample], images)
+            noise = radius * (2 * uniform - 1)
             maps = maps_of(method, model, images[image] + noise, classes[image], batch_size)
             change = (maps - original[image]).flatten(1).norm(dim=1)
             worst.scatter_reduce_(0, image, change, "amax")
@@ -346,17 +348,6 @@ def maps_of(
         parts.append(maps.detach().cpu().double())
     maps = torch.cat(parts)
     return maps if maps.ndim == 4 else maps[:, None]
-
-
-def _uniform(seeds: Sequence[int], like: Tensor) -> Tensor:
-    """Numbers from −1 to 1 like an image for each seed: drawn again when needed, never kept."""
-    draws = {
-        seed: torch.rand(
-            like.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=like.dtype
-        )
-        for seed in set(seeds)
-    }
-    return 2 * torch.stack([draws[seed] for seed in seeds]).to(like.device) - 1
 
 
 def _views(maps: Tensor, similarity: str) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Attributions computed from the gradient of a class's logit with respect to the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from course_utils.contract import (
     check_generator,
     check_number,
     check_unit,
+    drawn_again,
     explaining,
     in_batches,
     known_options,
@@ -217,7 +218,7 @@ def smoothgrad_estimate(
         classes = predict_target(model, images, target, batch_size)
         for number in in_batches(samples * len(images), batch_size):
             sample, image = number // len(images), number % len(images)
-            epsilon = _normal([seeds[k] for k in sample], images)
+            epsilon = drawn_again(torch.randn, [seeds[k] for k in sample], images)
             maps = method(model, images[image] + sigma[image] * epsilon, classes[image], **options)
             if not total.ndim:
                 total = maps.new_zeros(len(images), *maps.shape[1:])
@@ -230,17 +231,6 @@ def smoothgrad_estimate(
 
 
 smoothgrad = value_of(smoothgrad_estimate)
-
-
-def _normal(seeds: Sequence[int], like: Tensor) -> Tensor:
-    """Standard normal numbers (B, C, H, W), an image for each seed; drawn anew, so none is kept."""
-    draws = {
-        seed: torch.randn(
-            like.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=like.dtype
-        )
-        for seed in set(seeds)
-    }
-    return torch.stack([draws[seed] for seed in seeds]).to(like.device)
 
 
 def integrated_gradients(

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from course_utils import evaluation
-from course_utils.contract import explaining
 from course_utils.methods import METHODS
 from course_utils.networks import Classifier
 from course_utils.panels.canvas import Canvas, Plot, colored, decimal
@@ -23,6 +22,7 @@ from course_utils.panels.pictures import (
     Seen,
     class_choice,
     classifier_of,
+    logits_of,
     picture_reader,
     standards,
     summed,
@@ -37,12 +37,6 @@ COMING = "coarse, more coming …"
 def _tensor(map_: Array) -> Tensor:
     """A map (H, W) as an attribution of one image (1, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(map_))[None]
-
-
-def _logits(model: Any, x: Tensor) -> Tensor:
-    """What the model says to one picture: (K,)."""
-    with explaining(model), torch.no_grad():
-        return model(x)[0].double().cpu()
 
 
 def _levels(plot: Plot) -> None:
@@ -215,7 +209,7 @@ def _changed_picture(
 ) -> float:
     """The picture at the share, and what the model says to it; returns the score."""
     x = changed(classifier, seen.x, map_, task.deleting, task.baseline, share)
-    logits = _logits(classifier.model, x)
+    logits = logits_of(classifier.model, x).double()
     logit, probability = float(logits[seen.target]), float(logits.softmax(0)[seen.target])
     done = "gone, from the top" if task.deleting else "put in, from the top"
     below = f"{'they are' if task.deleting else 'all others are'} {task.baseline} now"
@@ -353,7 +347,7 @@ def forget(
     def noted(network: Any, x: Tensor, target: Any) -> Tensor:
         map_ = method(network, x, target)
         maps.append(summed(map_))
-        sure.append(float(_logits(network, x).softmax(0)[seen.target]))
+        sure.append(float(logits_of(network, x).double().softmax(0)[seen.target]))
         return map_
 
     likeness = evaluation.parameter_randomization(

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from course_utils import images, models
 from course_utils.contract import explaining, sum_channels
@@ -119,7 +119,7 @@ def picture_reader(
         source = pictures[picture]
         x = classifier.to_input(pixels_of(source))
         pixels, objects = classifier.to_image(x), _objects(classifier, source)
-        logits = _logits(classifier, x)
+        logits = logits_of(classifier.model, x)
         answer = int(logits.argmax())
         return Seen(x, pixels, objects, logits, answer, classifier.classes[answer])
 
@@ -142,10 +142,10 @@ def _objects(classifier: Classifier, source: Any) -> dict[str, NDArray[np.bool_]
     return found
 
 
-def _logits(classifier: Classifier, x: Tensor) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """What the model says to one picture: (K,)."""
-    with explaining(classifier.model), torch.no_grad():
-        return classifier.model(x)[0].cpu()
+    with explaining(model), torch.no_grad():
+        return model(x)[0].cpu()
 
 
 def with_truth(answers: list[tuple[str, float]], truth: str, k: int = 5) -> list[tuple[str, float]]:
