@@ -282,7 +282,10 @@ def explaining(model: Model) -> Iterator[None]:
     kept = preserve(model) if isinstance(model, nn.Module) else nullcontext()
     with kept, torch.inference_mode(False), torch.enable_grad():
         if isinstance(model, nn.Module):
-            model.eval().requires_grad_(False)
+            if any(module.training for module in model.modules()):
+                model.eval()
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
         yield
 
 

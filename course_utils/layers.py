@@ -116,7 +116,7 @@ def preserve(model: nn.Module) -> Iterator[None]:
     True
     """
     modules = list(model.modules())
-    parameters = list(model.parameters())
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     flags = [module.training for module in modules]
     hooks = [_hooks(module) for module in modules]
     buffers = [
@@ -127,44 +127,55 @@ def preserve(model: nn.Module) -> Iterator[None]:
     gradients = [
         (p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters
     ]
-    devices = {tensor.device for tensor in (*parameters, *model.buffers())}
+    devices = {tensor.device for tensor in parameters}
+    devices |= {buffer.device for _, _, buffer, _ in buffers if buffer is not None}
     try:
         with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
             yield
     finally:
         with torch.no_grad():
+            # Written only where it changed: a module has many attributes, a network many modules.
             for module, training, saved in zip(modules, flags, hooks, strict=True):
-                module.training = training
-                _restore_hooks(module, saved)
+                if module.training != training:
+                    module.training = training
+                if _hooks(module) != saved:
+                    _restore_hooks(module, saved)
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
                 _restore_value(buffer, value)
             for parameter, (wanted, gradient, value) in zip(parameters, gradients, strict=True):
-                parameter.requires_grad_(wanted)
-                parameter.grad = gradient
+                if parameter.requires_grad != wanted:
+                    parameter.requires_grad_(wanted)
+                if parameter.grad is not gradient:
+                    parameter.grad = gradient
                 _restore_value(gradient, value)
 
 
+HOOKS = [name for name in vars(nn.Module()) if "_hook" in name]
+
+
 def _hooks(module: nn.Module) -> dict[str, Any]:
-    attributes = {name: value for name, value in vars(module).items() if "_hook" in name}
+    """Copies of the dicts in which a module keeps its hooks, of those that hold one."""
+    attributes = vars(module)
     return {
         name: value.copy() if isinstance(value, dict) else value
-        for name, value in attributes.items()
+        for name in HOOKS
+        if (value := attributes.get(name))
     }
 
 
 def _restore_hooks(module: nn.Module, saved: dict[str, Any]) -> None:
-    for name, value in saved.items():
-        current = getattr(module, name)
-        if isinstance(value, dict):  # the same dict: handles that remove hooks point at it
+    for name in HOOKS:
+        current = getattr(module, name, None)
+        if isinstance(current, dict):  # the same dict: handles that remove hooks point at it
             current.clear()
-            current.update(value)
+            current.update(saved.get(name, {}))
         else:
-            setattr(module, name, value)
+            setattr(module, name, saved.get(name))
 
 
 def _restore_value(tensor: Tensor | None, value: Tensor | None) -> None:
-    # Written only when it changed: writing would invalidate a graph that holds the tensor.
+    # Writing would invalidate a graph that holds the tensor.
     if tensor is not None and value is not None and not torch.equal(tensor, value):
         tensor.copy_(value)
 
