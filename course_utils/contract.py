@@ -1,11 +1,9 @@
-"""What all attribution methods share: arguments checked, the model restored, batches, the bar."""
+"""What all attribution methods share: arguments checked, the model restored, targets, estimates."""
 
 import inspect
 import math
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args
@@ -13,7 +11,6 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from course_utils.layers import preserve
 
@@ -24,7 +21,6 @@ T = TypeVar("T")
 V = TypeVar("V")
 P = ParamSpec("P")
 
-DELAY = 2  # seconds until a bar shows
 MANY = 12  # choices that an error lists
 
 
@@ -309,81 +305,6 @@ def unwrapped(method: Callable, options: dict[str, Any]) -> tuple[Callable, dict
         options = {**method.keywords, **options}
         method = method.func
     return method, options
-
-
-def in_batches(total: int, batch_size: int) -> Iterator[Tensor]:
-    """Passes numbered from 0 to total − 1, in tensors of `batch_size` numbers; the last has fewer.
-
-    With S samples of each of N images, total = N · S; pass i is of image i // S and sample i % S.
-    So every call of the model has `batch_size` images, however few N or S are. `counting` counts
-    the passes.
-
-    >>> [numbers.tolist() for numbers in contract.in_batches(5, 2)]
-    [[0, 1], [2, 3], [4]]
-    """
-    with counting(total, "pass") as advance:
-        for numbers in torch.arange(total).split(batch_size):
-            yield numbers
-            advance(len(numbers))
-
-
-def counted(items: Collection[T], unit: str) -> Iterator[T]:
-    """The items, one by one, as `counting` counts them."""
-    with counting(len(items), unit) as advance:
-        for item in items:
-            yield item
-            advance(1)
-
-
-Listener = Callable[[int, int], None]
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
-
-
-@contextmanager
-def counting(total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Count up to a total by the function that this gives: a bar shows it, or a listener hears it.
-
-    The bar waits for DELAY seconds; with TQDM_DISABLE=1 in the environment there is none. What is
-    counted inside one of these steps is neither shown nor heard: there is one bar at most.
-    """
-    listener, done = _listener.get(), 0
-    _listener.set(_unheard)
-    # Asked for here, since tqdm itself does not read the variable in a notebook.
-    hidden = bool(listener or os.environ.get("TQDM_DISABLE"))
-    try:
-        with tqdm(total=total, unit=unit, leave=False, delay=DELAY, disable=hidden) as bar:
-
-            def advance(steps: int) -> None:
-                nonlocal done
-                done += steps
-                bar.update(steps)
-                if listener:
-                    listener(done, total)
-
-            yield advance
-    finally:
-        _listener.set(listener)
-
-
-def _unheard(done: int, total: int) -> None:
-    """What is counted inside a step: for no bar and no listener."""
-
-
-@contextmanager
-def hearing(listener: Listener) -> Iterator[None]:
-    """In here `listener(done, total)` hears of each step of what takes long.
-
-    >>> with contract.hearing(lambda done, total: print(done, "of", total)):
-    ...     letters = list(contract.counted("ab", "letter"))
-    1 of 2
-    2 of 2
-    """
-    outer = _listener.get()
-    _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.set(outer)
 
 
 def to_type_of(values: Tensor, images: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def _check_alt(alt: str) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float, title: str | None, alt: str) -> Iterator[Figure]:
+def new_figure(width: float, height: float, title: str | None, alt: str) -> Iterator[Figure]:
     """A figure of this size in inches, in the course's style, shown when the block ends well."""
     _check_alt(alt)
     with mpl.rc_context(STYLE):
@@ -195,7 +195,7 @@ def grid(
     room = gap + (0.26 if titles else 0) + (0.22 if scale == "each" and kind != "gray" else 0)
     width, height = columns * (size + gap), rows * (tall + room)
 
-    with _figure(width, height, title, alt) as figure:
+    with new_figure(width, height, title, alt) as figure:
         for index, picture in enumerate(pictures):
             row, column = divmod(index, columns)
             left, bottom = column * (size + gap), height - row * (tall + room) - tall
@@ -307,7 +307,7 @@ def numbers(
     gap = 1.1
     wide = sum(matrix_.shape[1] for matrix_ in matrices) + gap * (len(matrices) - 1)
 
-    with _figure(wide * cell, (tall + 0.7) * cell, title, alt) as figure:
+    with new_figure(wide * cell, (tall + 0.7) * cell, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, wide), ylim=(tall, -0.7))
         axes.axis("off")
@@ -393,7 +393,7 @@ def bars(
         raise ValueError("pairs must hold at least one (name, value), but it is empty.")
     names, values = [name for name, _ in pairs], [float(value) for _, value in pairs]
     low, high = min(0.0, *values), limit or max(*values, 0.0) or 1.0
-    with _figure(size, 0.42 * len(pairs) + 0.5, title, alt) as figure:
+    with new_figure(size, 0.42 * len(pairs) + 0.5, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         colors = [ORANGE if name == truth else BLUE for name in names]
         axes.barh(range(len(pairs)), values, color=colors, height=0.72)
@@ -431,7 +431,7 @@ def curve(
     smooth > 1 draws the moving average over that many steps, and the raw series pale behind it.
     """
     named = series if isinstance(series, Mapping) else {"": series}
-    with _figure(size, 0.5 * size, title, alt) as figure:
+    with new_figure(size, 0.5 * size, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         names = []
         for color, (name, values) in zip(SERIES * len(named), named.items(), strict=False):
@@ -493,7 +493,7 @@ def matrix(
     colors[right] = blue[np.rint(share[right] * 255).astype(int)]
     colors[table == 0] = 1
 
-    with _figure(side * cell, side * cell, title, alt) as figure:
+    with new_figure(side * cell, side * cell, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(colors, interpolation="nearest")
         for (row, column), value in np.ndenumerate(table):
@@ -537,7 +537,7 @@ def intervals(
     if not rows:
         raise ValueError("rows must hold at least one (name, value, low, high), but it is empty.")
     names = [name for name, *_ in rows]
-    with _figure(size, 0.42 * len(rows) + 0.5, title, alt) as figure:
+    with new_figure(size, 0.42 * len(rows) + 0.5, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axvline(reference, color=MUTED, lw=1, ls="--")
         for row, (name, value, low, high) in enumerate(rows):

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from course_utils import files, models
 from course_utils import images as pictures
-from course_utils.contract import check_choice, counting
+from course_utils.contract import check_choice
 from course_utils.networks import Classifier, SmallResNet
+from course_utils.progress import counting
 from course_utils.worlds import radiographs
 from course_utils.worlds.scenes import CLASSES, Scenes
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils import contract
+from course_utils import contract, progress
 from course_utils.evaluation.sanity import parameter_randomization
 from course_utils.methods import AXIOMS, METHODS, NEEDS, Method
 from course_utils.methods.gradients import integrated_gradients, smoothgrad
@@ -418,7 +418,7 @@ class Bar:
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The bars that were shown, each with the number of those on the screen then."""
     shown: list[tuple[str, int]] = []
-    monkeypatch.setattr(contract, "tqdm", partial(Bar, shown, []))
+    monkeypatch.setattr(progress, "tqdm", partial(Bar, shown, []))
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     return shown
 
@@ -445,9 +445,9 @@ def test_two_bars_come_one_after_the_other(bars: list[tuple[str, int]]) -> None:
 def test_a_bar_stays_away_where_the_environment_says_so() -> None:
     """It is tqdm's own variable, so that one word silences everything."""
     code = """
-from course_utils import contract
-contract.DELAY = 0
-for step in contract.counted([1, 2], "step"):
+from course_utils import progress
+progress.DELAY = 0
+for step in progress.counted([1, 2], "step"):
     pass
 """
     for disable, shown in (("1", False), ("", True)):
@@ -468,10 +468,10 @@ def test_a_notebooks_bar_stays_away_too(monkeypatch: pytest.MonkeyPatch) -> None
         bars.append(tqdm(*arguments, **options))
         return bars[-1]
 
-    monkeypatch.setattr(contract, "tqdm", made)
-    monkeypatch.setattr(contract, "DELAY", 0)
+    monkeypatch.setattr(progress, "tqdm", made)
+    monkeypatch.setattr(progress, "DELAY", 0)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert list(contract.counted([1, 2], "step")) == [1, 2]
+    assert list(progress.counted([1, 2], "step")) == [1, 2]
     assert [bar.disable for bar in bars] == [True]
 
 
@@ -479,10 +479,10 @@ def test_a_listener_hears_the_outer_steps_alone(bars: list[tuple[str, int]]) -> 
     heard: list[tuple[int, int]] = []
 
     def inner() -> None:
-        list(contract.in_batches(3, 1))
+        list(progress.in_batches(3, 1))
 
-    with contract.hearing(lambda done, total: heard.append((done, total))):
-        for _ in contract.in_batches(4, 2):
+    with progress.hearing(lambda done, total: heard.append((done, total))):
+        for _ in progress.in_batches(4, 2):
             inner()
         inner()
     assert heard == [(2, 4), (4, 4), (1, 3), (2, 3), (3, 3)]
@@ -494,10 +494,10 @@ def test_a_listener_hears_the_outer_steps_alone(bars: list[tuple[str, int]]) -> 
 
 def test_a_listener_hears_again_after_an_error() -> None:
     heard: list[int] = []
-    with contract.hearing(lambda done, total: heard.append(done)):
-        with pytest.raises(RuntimeError), contract.counting(2, "step"):
+    with progress.hearing(lambda done, total: heard.append(done)):
+        with pytest.raises(RuntimeError), progress.counting(2, "step"):
             raise RuntimeError
-        list(contract.in_batches(2, 1))
+        list(progress.in_batches(2, 1))
     assert heard == [1, 2]
 
 

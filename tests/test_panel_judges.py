@@ -135,7 +135,7 @@ def test_the_model_is_left_as_it_was(panel: Panel, classifier: Classifier) -> No
 
 @pytest.mark.parametrize("of", evaluation.SCORES)
 @pytest.mark.parametrize("baseline", judges.COVERS)
-@pytest.mark.parametrize("metric", [*judges.METRICS])
+@pytest.mark.parametrize("metric", [*judges.CURVES])
 def test_the_curve_is_the_library_s_and_the_picture_is_on_it(
     classifier: Classifier, drawn: list[Any], metric: str, baseline: str, of: str
 ) -> None:
@@ -169,7 +169,7 @@ def test_changed_takes_the_highest_pixels() -> None:
     assert judges.changed(model, x, map_, True, "white", 0.25)[0, 1].tolist() == [[1, 2], [1, 4]]
 
 
-@pytest.mark.parametrize("metric", [*judges.METRICS])
+@pytest.mark.parametrize("metric", [*judges.CURVES])
 def test_the_verdict_compares_with_the_random_ranking(
     classifier: Classifier, drawn: list[Any], metric: str
 ) -> None:

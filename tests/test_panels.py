@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils import contract, panels
+from course_utils import panels, progress
 from course_utils.methods import METHODS
 from course_utils.networks import Classifier
 from course_utils.panels import (
@@ -301,7 +301,7 @@ def test_a_bar_shows_how_far_a_long_drawing_is(monkeypatch: pytest.MonkeyPatch) 
     made: list[Panel] = []
 
     def draw(slow: int) -> Canvas:
-        for _ in contract.in_batches(4, 1):
+        for _ in progress.in_batches(4, 1):
             if slow:
                 shown.append((made[0].bar.value, made[0].bar.layout.display is None))
         return Canvas(9, 9)

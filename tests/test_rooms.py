@@ -8,7 +8,10 @@ import pytest
 
 LIBRARY = Path(__file__).resolve().parents[1] / "course_utils"
 LONGEST = 50  # lines of code in a function
-FOUNDATION = ("files", "images", "layers", "networks", "contract", "plotting", "claims")
+FOUNDATION = (
+    *("files", "images", "layers", "networks", "contract", "progress"),
+    *("plotting", "claims"),
+)
 ROOMS = (
     FOUNDATION,
     ("worlds",),

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils.contract import (
-    batched_logits,
-    in_batches,
-    known_options,
-    predict_target,
-    score_target,
-)
+from course_utils.contract import batched_logits, known_options, predict_target, score_target
 from course_utils.evaluation.metrics import (
     Curve,
     deletion,
@@ -31,6 +25,7 @@ from course_utils.evaluation.sanity import maps_of, max_sensitivity
 from course_utils.evaluation.truth import effect_agreement, true_effects
 from course_utils.methods import lime
 from course_utils.networks import Classifier
+from course_utils.progress import in_batches
 from course_utils.worlds.scenes import Scene
 
 BASELINE = 0.0  # of deletion, insertion, faithfulness: the mean colour, in model space

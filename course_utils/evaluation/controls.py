@@ -40,7 +40,7 @@ def centre(model: Any, images: Tensor, target: Any = None) -> Tensor:
 
 
 def constant(model: Any, images: Tensor, target: Any = None) -> Tensor:
-    """Zeros (N, H, W): a ranking of nothing but ties, which whoever ranks must break."""
+    """Zeros (N, H, W): all pixels are equal, so that a ranking of them has nothing but ties."""
     return torch.zeros_like(images[:, 0], dtype=torch.float32)
 
 

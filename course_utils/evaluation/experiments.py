@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from course_utils.contract import counting
 from course_utils.evaluation.controls import ROAR_CONTROLS
 from course_utils.evaluation.roar import FILE, Fit, Labelled, roar, save
 from course_utils.methods.cam import grad_cam
@@ -21,6 +20,7 @@ from course_utils.methods.gradients import (
     integrated_gradients,
     smoothgrad_estimate,
 )
+from course_utils.progress import counting
 from course_utils.training import descend
 from course_utils.worlds.scenes import Scenes
 

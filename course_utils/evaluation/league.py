@@ -21,8 +21,6 @@ from course_utils import models
 from course_utils.contract import (
     check_choice,
     check_count,
-    counted,
-    counting,
     explaining,
     known_options,
     predict_target,
@@ -43,6 +41,7 @@ from course_utils.evaluation.standings import PAINTED, PATH, Table, load, replac
 from course_utils.evaluation.truth import check_scene, truth_map
 from course_utils.methods import METHODS
 from course_utils.networks import Classifier
+from course_utils.progress import counted, counting
 from course_utils.worlds.scenes import Scene, Scenes
 
 AttributionMethod = Callable[..., Tensor]

@@ -24,12 +24,12 @@ from course_utils.contract import (
     check_number,
     check_whole,
     explaining,
-    in_batches,
     resolve_target,
     score_target,
     sum_channels,
     to_type_of,
 )
+from course_utils.progress import in_batches
 
 SCORES = ("logit", "probability")
 

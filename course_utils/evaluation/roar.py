@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from course_utils import files, plotting
@@ -21,11 +19,11 @@ from course_utils.contract import (
     check_choice,
     check_count,
     check_whole,
-    counting,
     explaining,
     sum_channels,
 )
 from course_utils.evaluation.controls import ROAR_CONTROLS
+from course_utils.progress import counting
 
 Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W) and their classes (N,)
 Fit = Callable[[Tensor, Tensor, int], Model]  # images, labels, seed → a trained model
@@ -197,8 +195,7 @@ def plot(result: Roar, *, alt: str, title: str | None = None, size: float = 7.0)
 
     The controls are grey and dashed; a dotted line marks chance. `alt` says in words what is shown.
     """
-    with mpl.rc_context(plotting.STYLE):
-        figure = Figure(figsize=(size, 0.66 * size))
+    with plotting.new_figure(size, 0.66 * size, title, alt) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         x = np.array(result.fractions)
         methods = [name for name in result.accuracy if name not in ROAR_CONTROLS]
@@ -216,9 +213,6 @@ def plot(result: Roar, *, alt: str, title: str | None = None, size: float = 7.0)
         axes.grid(axis="y", color=plotting.FAINT, lw=0.8)
         _label_ends(axes)
         axes.axhline(result.chance, color=plotting.MUTED, ls=":", lw=1.2)
-        if title:
-            axes.set_title(title, weight="bold", loc="left", pad=12)
-    plotting.show(figure, alt)
 
 
 def _label_ends(axes: Axes, gap: float = 0.052) -> None:

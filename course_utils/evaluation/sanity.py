@@ -19,16 +19,15 @@ from course_utils.contract import (
     check_count,
     check_generator,
     check_number,
-    counted,
     drawn_again,
     explaining,
-    in_batches,
     known_options,
     predict_target,
     to_type_of,
     unwrapped,
 )
 from course_utils.methods import lime
+from course_utils.progress import counted, in_batches
 
 
 def parameter_randomization(

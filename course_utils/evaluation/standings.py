@@ -245,7 +245,9 @@ def picture(
     names = table.methods
     alt = f"{len(names)} methods, best first by the truth, under {', '.join(shown)}"
     alt += f": {', '.join(names)}."
-    with plotting._figure(1.55 * len(shown) + 0.3, 0.27 * len(names) + 0.4, title, alt) as figure:
+    with plotting.new_figure(
+        1.55 * len(shown) + 0.3, 0.27 * len(names) + 0.4, title, alt
+    ) as figure:
         grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, metric in zip(grid, shown, strict=True):
             _column(axes, table, metric, names)

@@ -16,13 +16,13 @@ from course_utils.contract import (
     check_choice,
     check_count,
     explaining,
-    in_batches,
     predict_target,
     score_target,
     sum_channels,
 )
 from course_utils.methods.shapley import exact_shapley
 from course_utils.networks import Classifier
+from course_utils.progress import in_batches
 from course_utils.worlds import scenes
 from course_utils.worlds.scenes import Scene
 

@@ -257,7 +257,7 @@ def run(model: nn.Module, images: Tensor, rules: Rules) -> tuple[Tensor, Tensor]
 
 
 def _see(values: Any, operation: Operation | None = None) -> None:
-    """Note on tensors that they are seen, and by which operation with a rule they were made."""
+    """Write on tensors by which operation with a rule they were made; None: by one without."""
     for value in _dependent(values):
         value.made_by = operation  # type: ignore[attr-defined]
 

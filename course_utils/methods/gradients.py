@@ -19,7 +19,6 @@ from course_utils.contract import (
     check_unit,
     drawn_again,
     explaining,
-    in_batches,
     known_options,
     mean_and_variance,
     predict_target,
@@ -28,6 +27,7 @@ from course_utils.contract import (
 )
 from course_utils.layers import find
 from course_utils.methods import backward
+from course_utils.progress import in_batches
 
 
 def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:

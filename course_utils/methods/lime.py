@@ -26,12 +26,12 @@ from course_utils.contract import (
     check_number,
     check_whole,
     explaining,
-    in_batches,
     resolve_target,
     score_target,
     value_of,
 )
 from course_utils.methods.regions import Array, cover, labels_of
+from course_utils.progress import in_batches
 
 WIDTH = 0.25  # of the kernel, in cosine distance
 RIDGE = 1e-6  # chooses between solutions that fit equally well; else it changes next to nothing

@@ -20,13 +20,13 @@ from course_utils.contract import (
     check_count,
     check_generator,
     explaining,
-    in_batches,
     mean_and_variance,
     resolve_target,
     score_target,
     to_type_of,
     value_of,
 )
+from course_utils.progress import in_batches
 
 
 def occlusion(

@@ -13,7 +13,6 @@ from course_utils.contract import (
     check_count,
     check_number,
     explaining,
-    in_batches,
     score_target,
 )
 from course_utils.methods.backward import (
@@ -25,6 +24,7 @@ from course_utils.methods.backward import (
     propagate,
     run,
 )
+from course_utils.progress import in_batches
 
 
 def deeplift(

@@ -72,16 +72,9 @@ def labels_of(segments: Array | None, images: Tensor) -> list[Tensor]:
     [tensor([[2, 2, 0, 1]])]
     """
     n, channels, high, wide = images.shape
-    if segments is None:
-        if channels not in (1, 3):
-            raise ValueError(
-                f"images have {channels} channels, and segments are found in grey or colour "
-                "pictures only; give segments"
-            )
+    array = _segments_array(segments, channels)
+    if array is None:
         return [torch.from_numpy(segment(image)) for image in images]
-    if not isinstance(segments, np.ndarray | Tensor):
-        raise TypeError(f"segments must be a tensor or an array, not {type(segments).__name__}")
-    array = _array(segments)
     if array.dtype.kind not in "iu":
         raise TypeError(f"segments must be labels, whole numbers, not {array.dtype}")
     if array.shape not in ((high, wide), (n, high, wide)):
@@ -252,9 +245,8 @@ def _dilated(labels: np.ndarray) -> Iterator[np.ndarray]:
         yield mask
 
 
-def _check_segments(segments: Array | None, images: Tensor) -> np.ndarray | None:
-    """The segments, if any, as an array; ValueError or TypeError where they do not fit."""
-    n, channels, *size = images.shape
+def _segments_array(segments: Array | None, channels: int) -> np.ndarray | None:
+    """The segments, if any, as an array; without any, images must be such that can be segmented."""
     if segments is None:
         if channels not in (1, 3):
             raise ValueError(
@@ -264,7 +256,15 @@ def _check_segments(segments: Array | None, images: Tensor) -> np.ndarray | None
         return None
     if not isinstance(segments, np.ndarray | Tensor):
         raise TypeError(f"segments must be a tensor or an array, not {type(segments).__name__}")
-    array = _array(segments)
+    return _array(segments)
+
+
+def _check_segments(segments: Array | None, images: Tensor) -> np.ndarray | None:
+    """The segments, if any, as an array; ValueError or TypeError where they do not fit."""
+    n, channels, *size = images.shape
+    array = _segments_array(segments, channels)
+    if array is None:
+        return None
     if array.dtype.kind not in "iub":
         raise TypeError(
             f"segments must be whole numbers, or bool where they overlap, not {array.dtype}"

@@ -25,13 +25,13 @@ from course_utils.contract import (
     check_generator,
     check_whole,
     explaining,
-    in_batches,
     predict_target,
     resolve_target,
     score_target,
     value_of,
 )
 from course_utils.methods import propagation, regions
+from course_utils.progress import in_batches
 
 Value = Callable[[Tensor], Tensor]
 

@@ -38,7 +38,7 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     pictures, look = picture_reader(classifier, image, SCENES)
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures]),
-        "layer": choice("layer", layers_with_maps(classifier.model), LAST),
+        "layer": choice("layer", layers_for_cam(classifier.model), LAST),
         "class_": class_choice(classifier),
         "relu": switch("ReLU"),
         "smooth": switch("smooth"),
@@ -57,7 +57,7 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
     return Panel("grad cam", controls, draw)
 
 
-def layers_with_maps(network: nn.Module) -> list[str]:
+def layers_for_cam(network: nn.Module) -> list[str]:
     """The first convolution, the stages, and what stands for the maps before the pooling."""
     first, modules = [*layers.conv_layers(network)][:1], dict(network.named_modules())
     stages = microscope.stages(network)

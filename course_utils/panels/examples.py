@@ -96,7 +96,7 @@ class Strongest(NamedTuple):
 
 def strongest(
     chosen: str,
-    found: microscope.Seen,
+    found: microscope.Responses,
     unit: int,
     pool: str,
     k: int,

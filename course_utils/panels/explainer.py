@@ -41,7 +41,7 @@ class Explainer:
         self._prepared: dict[str, dict[str, Any]] = {}
 
     def map(self, name: str, seen: Seen) -> Array:
-        """The method's map, with the options of METHODS for those who wait."""
+        """The method's map, computed with the `quick` options of its entry in METHODS."""
         self._about(seen)
         if name not in self._kept:
             quick = METHODS[name].quick if name in METHODS else {}
@@ -49,9 +49,9 @@ class Explainer:
         return self._kept[name]
 
     def sketch(self, name: str, seen: Seen) -> tuple[Array | None, bool]:
-        """A map within a moment, and whether it is only coarse; None where there is not even one.
+        """A map that takes few passes, and whether it is coarse; None where a method has none.
 
-        The first map of a method that needs data waits for the data.
+        A method that needs data has none before they are prepared.
         """
         self._about(seen)
         method = METHODS.get(name)

@@ -1,4 +1,4 @@
-"""The panels of lecture 09: a curve judges a map, a network forgets, and maps side by side."""
+"""The panels of lecture 09: curves that judge maps, randomised networks, maps side by side."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -58,7 +58,7 @@ def _point(plot: Plot, x: float, y: float) -> None:
 # -- deletion and insertion ------------------------------------------------------------------------
 
 STEPS, FEW = 32, 4
-METRICS: dict[str, Callable[..., evaluation.Curve]] = {
+CURVES: dict[str, Callable[..., evaluation.Curve]] = {
     "deletion": evaluation.deletion,
     "insertion": evaluation.insertion,
 }
@@ -108,7 +108,7 @@ def deletion_insertion(model: Any = None, image: Any = None) -> Panel:
         "picture": choice("picture", [*pictures]),
         "target": class_choice(classifier),
         "method": choice("method", [*METHODS, *KNOW_NOTHING], "integrated_gradients"),
-        "metric": choice("metric", [*METRICS]),
+        "metric": choice("metric", [*CURVES]),
         "baseline": choice("baseline", COVERS),
         "of": choice("of the", evaluation.SCORES),
         "share": slider("share, in %", 0, 100, 10),
@@ -131,7 +131,7 @@ def deletion_insertion(model: Any = None, image: Any = None) -> Panel:
 def judge_a_sketch(
     classifier: Classifier, explainer: Explainer, seen: Seen, task: Task
 ) -> Judged | Waiting:
-    """A curve of few steps of a coarse map; no curve where the map alone took its moment."""
+    """The curve, in few steps, of a coarse map; none where the map took longer than MOMENT."""
     begin = perf_counter()
     map_, coarse = explainer.sketch(task.method, seen)
     if map_ is None or perf_counter() - begin > MOMENT:
@@ -149,7 +149,7 @@ def judge(
 ) -> Judged:
     """The curve of a map, and of a random ranking, in one go."""
     chance = np.random.default_rng(1).random(map_.shape)
-    curve = METRICS[task.metric](
+    curve = CURVES[task.metric](
         classifier.model,
         seen.x.expand(2, -1, -1, -1),
         torch.cat([_tensor(map_), _tensor(chance)]),
@@ -255,8 +255,8 @@ def _verdict(canvas: Canvas, auc: tuple[float, float], deleting: bool) -> str:
 REST = "#9aa5b1"  # what is still to come of a line
 
 
-class Forgotten(NamedTuple):
-    """What becomes of a map while a network forgets layer after layer, the output first."""
+class Cascade(NamedTuple):
+    """A method's maps of one picture while layer after layer is randomised, the output first."""
 
     maps: list[Array]  # (H, W), the first one of the network as it is
     sure: list[float]  # the probability of the class
@@ -265,7 +265,7 @@ class Forgotten(NamedTuple):
 
 
 def cascading_randomization(model: Any = None, image: Any = None) -> Panel:
-    """Take what was learnt from a network, layer after layer from the output. Does the map change?
+    """Give a network random parameters, layer by layer from the output. Does the map change?
 
     The curve is the map's similarity to the one of the trained network; a map that stays the same
     cannot explain what the network has learnt. The model itself is left as it was.
@@ -280,7 +280,7 @@ def cascading_randomization(model: Any = None, image: Any = None) -> Panel:
         "similarity": choice("similarity", [*evaluation.SIMILARITIES]),
         "seed": slider("seed", 0, 9, 0),
     }
-    kept: dict[tuple[Any, ...], Forgotten] = {}
+    kept: dict[tuple[Any, ...], Cascade] = {}
 
     def draw(
         picture: str, method: str, layers: int, similarity: str, seed: int
@@ -288,7 +288,7 @@ def cascading_randomization(model: Any = None, image: Any = None) -> Panel:
         seen, key = look(picture), (picture, method, similarity, seed)
         run = in_few_passes(method, seen)
         first = partial(not_yet_forgotten, classifier, seen, run, names)
-        whole = partial(forget, classifier, seen, run, similarity, seed)
+        whole = partial(cascade, classifier, seen, run, similarity, seed)
         for found in coarse_to_fine(kept, key, first, whole):
             yield _forgotten_canvas(seen.name, found, method, layers, similarity)
 
@@ -328,18 +328,18 @@ def layers_of(classifier: Classifier, seen: Seen) -> list[str]:
 
 def not_yet_forgotten(
     classifier: Classifier, seen: Seen, method: Callable[..., Tensor], layers: list[str]
-) -> Forgotten:
+) -> Cascade:
     """The map of the network as it is."""
-    return Forgotten([summed(method(classifier.model, seen.x, seen.target))], [], layers, [])
+    return Cascade([summed(method(classifier.model, seen.x, seen.target))], [], layers, [])
 
 
-def forget(
+def cascade(
     classifier: Classifier,
     seen: Seen,
     method: Callable[..., Tensor],
     similarity: str,
     seed: int,
-) -> Forgotten:
+) -> Cascade:
     """The maps and answers that `parameter_randomization` meets on its way."""
     maps: list[Array] = []
     sure: list[float] = []
@@ -358,12 +358,10 @@ def forget(
         similarity=similarity,
         generator=torch.Generator().manual_seed(seed),
     )
-    return Forgotten(maps, sure, [*likeness], [float(value) for value in likeness.values()])
+    return Cascade(maps, sure, [*likeness], [float(value) for value in likeness.values()])
 
 
-def _forgotten_canvas(
-    name: str, found: Forgotten, method: str, gone: int, similarity: str
-) -> Canvas:
+def _forgotten_canvas(name: str, found: Cascade, method: str, gone: int, similarity: str) -> Canvas:
     canvas, side, all_ = Canvas(960, 350), 240, len(found.layers)
     canvas.figure(0, 0, side, colored(found.maps[0]), "the map", f"{method} of “{name}”")
     last = found.layers[gone - 1] if gone else "none"
@@ -397,7 +395,7 @@ def _likeness(canvas: Canvas, likeness: Sequence[float], gone: int, layers: int)
         _point(plot, gone, dict(known)[gone])
 
 
-def _alike(canvas: Canvas, name: str, found: Forgotten, gone: int) -> str:
+def _alike(canvas: Canvas, name: str, found: Cascade, gone: int) -> str:
     """The similarity and the probability where the slider stands; the same in words."""
     now, sure, before = [1.0, *found.likeness][gone], found.sure[gone], found.sure[0]
     alike = decimal(now) if np.isfinite(now) else "not defined: a map is constant"

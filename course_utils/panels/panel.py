@@ -13,9 +13,9 @@ import ipywidgets as widgets
 from PIL import Image
 
 from course_utils import plotting
-from course_utils.contract import hearing
 from course_utils.panels.canvas import SHARPNESS, Canvas
 from course_utils.plotting import MUTED, ORANGE, PAPER
+from course_utils.progress import hearing
 
 WIDTH = "300px"  # of a control
 PATIENCE = 0.5  # seconds until a bar shows how far a picture is

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import mark_boundaries
 from torch import Tensor
 
-from course_utils.contract import explaining, in_batches
+from course_utils.contract import explaining
 from course_utils.methods import gradients, regions
 from course_utils.networks import Classifier
 from course_utils.panels.canvas import Canvas, Plot, colored, decimal
@@ -26,6 +26,7 @@ from course_utils.panels.pictures import (
     summed,
 )
 from course_utils.plotting import BLUE, INK, MUTED, ORANGE
+from course_utils.progress import in_batches
 
 SCENES = standards("toadstool", "crow", "zebra", "clownfish", "hot-air balloon", "panther")
 COARSE = 4  # backward passes before the first picture

@@ -20,10 +20,10 @@ from course_utils.contract import (
     check_count,
     check_unit,
     check_whole,
-    counting,
     explaining,
 )
 from course_utils.layers import capture, conv_layers, find
+from course_utils.progress import counting
 
 Images = Tensor | Dataset[Tensor] | Sequence[Tensor]
 

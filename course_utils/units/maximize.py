@@ -17,11 +17,11 @@ from course_utils.contract import (
     check_generator,
     check_number,
     check_unit,
-    counted,
     explaining,
 )
 from course_utils.layers import capture, find
 from course_utils.networks import Classifier
+from course_utils.progress import counted
 from course_utils.units.features import responses, units_of
 
 Unit = int | Sequence[int] | Tensor

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from course_utils import files, models
-from course_utils.contract import counted
 from course_utils.layers import conv_layers
 from course_utils.networks import Classifier, Pictures
+from course_utils.progress import counted
 from course_utils.units import features
 from course_utils.units.concepts import ConceptScores, score_concepts
 from course_utils.units.maximize import activation_maximization
@@ -30,7 +30,7 @@ TILE = 96  # pixels of a synthesised picture as it is kept
 BATCH = 16
 
 
-class Seen(NamedTuple):
+class Responses(NamedTuple):
     """How the C units of a layer answered to N pictures."""
 
     mean: Tensor  # (N, C) of the map
@@ -94,15 +94,15 @@ def _computes(layer: nn.Module) -> bool:
     return isinstance(layer, kinds)
 
 
-def look(classifier: Classifier, layers: list[str], pictures: Pictures) -> dict[str, Seen]:
+def look(classifier: Classifier, layers: list[str], pictures: Pictures) -> dict[str, Responses]:
     """What all units of some layers answer to N pictures, in one pass."""
-    rows: dict[str, list[Seen]] = {layer: [] for layer in layers}
+    rows: dict[str, list[Responses]] = {layer: [] for layer in layers}
     for batch in features.batches(classifier.inputs(pictures), BATCH):
         for layer, maps in features.feature_maps(classifier.model, batch, layers).items():
             maps = maps.cpu() if maps.ndim == 4 else maps.cpu()[..., None, None]
             places = features.strongest(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
-            rows[layer].append(Seen(maps.mean((2, 3)), maps.amax((2, 3)), places))
-    return {layer: Seen(*map(torch.cat, zip(*r, strict=True))) for layer, r in rows.items()}
+            rows[layer].append(Responses(maps.mean((2, 3)), maps.amax((2, 3)), places))
+    return {layer: Responses(*map(torch.cat, zip(*r, strict=True))) for layer, r in rows.items()}
 
 
 def examine(classifier: Classifier, layers: list[str], world: Scenes) -> dict[str, Units]:
@@ -111,7 +111,7 @@ def examine(classifier: Classifier, layers: list[str], world: Scenes) -> dict[st
     return {layer: _units(seen[layer], world) for layer in layers}
 
 
-def _units(seen: Seen, world: Scenes) -> Units:
+def _units(seen: Responses, world: Scenes) -> Units:
     top = seen.mean.argsort(dim=0, descending=True, stable=True)[:TOP].T  # (C, 9)
     places = seen.places[top, torch.arange(len(top))[:, None]] * world.resolution
     specs = [world.spec(index) for index in range(len(world))]

@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from course_utils.contract import check_choice, counted
+from course_utils.contract import check_choice
+from course_utils.progress import counted
 from course_utils.worlds.scenery import (
     BACKGROUNDS,
     FURNITURE,
