@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.contract import known_options
@@ -23,7 +23,7 @@ class InPlaceFirst(nn.Module):
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
         self.fc = nn.Linear(6, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.conv(self.relu(x)))
         return self.fc(x.mean((2, 3)))
 
@@ -37,7 +37,7 @@ class Functional(nn.Module):
         self.conv2 = nn.Conv2d(6, 6, 3)
         self.fc = nn.Linear(6, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.relu(self.conv2(x), inplace=True)
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
@@ -53,7 +53,7 @@ class Reused(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(6, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for _ in range(2):
             x = self.relu(self.conv(x))
@@ -73,7 +73,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.fc = nn.Linear(6, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(x + self.bn2(self.conv2(x)))
         return self.fc(self.dropout(x.mean((2, 3))))
@@ -98,7 +98,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def batch(n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def batch(n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random images (n, 3, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3, 8, 8, generator=generator, dtype=dtype)
@@ -151,7 +151,7 @@ def few_passes(method: Method) -> dict[str, Any]:
     )
 
 
-def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
+def pictures(n: int = 2, seed: int = 0) -> Tensor:
     """Random images (n, 3, 64, 64), float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3, 64, 64, generator=generator, dtype=torch.float64)
@@ -160,18 +160,18 @@ def pictures(n: int = 2, seed: int = 0) -> torch.Tensor:
 class Saturating(nn.Module):
     """y = 1 − max(0, 1 − i₁ − i₂)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return 1 - torch.relu(1 - x.sum((1, 2, 3)))[:, None]
 
 
 class Jump(nn.Module):
     """max(0, x − 10)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x.sum((1, 2, 3)) - 10)[:, None]
 
 
-def pixels(*values: float) -> torch.Tensor:
+def pixels(*values: float) -> Tensor:
     """One row of numbers as an image (1, 1, 1, n)."""
     return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
 
@@ -190,7 +190,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         self.calls.append(len(images))
         total = images.sum((1, 2, 3))
         return torch.stack([total, -2 * total], 1)

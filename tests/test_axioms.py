@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils.evaluation import axioms as module
 from course_utils.evaluation.axioms import AXIOMS, Network, Verdict, axioms
@@ -86,22 +86,22 @@ def cases(axiom: str) -> list[partial]:
     return [case for same_size in module._cases(axiom) for case in same_size]
 
 
-def many(image: torch.Tensor) -> torch.Tensor:
+def many(image: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (200, *image.shape[1:])
     return 3 * torch.randn(shape, generator=generator, dtype=image.dtype)
 
 
-def networks() -> list[tuple[Network, torch.Tensor]]:
+def networks() -> list[tuple[Network, Tensor]]:
     found = []
     for axiom in AXIOMS:
         for case in cases(axiom):
-            (image,) = (a for a in case.args if isinstance(a, torch.Tensor))
+            (image,) = (a for a in case.args if isinstance(a, Tensor))
             found += [(a, image) for a in case.args if isinstance(a, Network)]
     return found
 
 
-def value(formula: str, images: torch.Tensor) -> torch.Tensor:
+def value(formula: str, images: Tensor) -> Tensor:
     """A formula's value (N,), computed as it is written."""
     names = {f"{a}{s}": images[:, c, 0, p] for c, a in enumerate("xy"[: images.shape[1]])
              for p, s in enumerate("₁₂₃"[: images.shape[3]])}  # fmt: skip
@@ -188,7 +188,7 @@ def test_every_network_meets_several_inputs(axiom: str) -> None:
 def test_what_holds_at_one_input_by_accident_does_not_count() -> None:
     """Grad-CAM++ treats two equal pixels of one network alike where both are 2, and only there."""
 
-    def grad_cam_plus_plus(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def grad_cam_plus_plus(model: Any, images: Tensor, target: Any = None) -> Tensor:
         maps, g = cam.maps_and_slopes(model, images, target)
         alpha = g**2 / (2 * g**2 + g**3 * maps.sum((2, 3), keepdim=True))
         weights = (alpha * g.relu()).nansum((2, 3), keepdim=True)
@@ -206,7 +206,7 @@ def test_what_holds_at_one_input_by_accident_does_not_count() -> None:
 
 
 def test_a_method_of_ones_own() -> None:
-    def half(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def half(model: nn.Module, images: Tensor, target: Any = None) -> Tensor:
         return integrated_gradients(model, images, target) / 2
 
     verdicts = axioms(half)
@@ -219,12 +219,12 @@ def test_a_method_of_ones_own() -> None:
         "f(x) = 2 x₁ + x₂ at x = (3, 1): the map sums to 3.5, but f(x) − f(0) is 7"
     )
 
-    def brightness(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def brightness(model: nn.Module, images: Tensor, target: Any = None) -> Tensor:
         return images[:, 0]
 
     assert obeyed(axioms(brightness)) == {"sensitivity", "implementation invariance", "symmetry"}
 
-    def nothing(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def nothing(model: nn.Module, images: Tensor, target: Any = None) -> Tensor:
         return torch.zeros_like(images)
 
     assert obeyed(axioms(nothing)) == METHODS["gradient"].claims
@@ -257,7 +257,7 @@ def test_draws_are_the_same_for_two_networks() -> None:
 
 
 def test_a_network_that_is_refused_tells_nothing() -> None:
-    def picky(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def picky(model: Any, images: Tensor, target: Any = None) -> Tensor:
         if not model.formula.startswith("1 −"):
             raise ValueError("model must be a saturating one")
         return gradient(model, images, target)
@@ -271,7 +271,7 @@ def test_a_network_that_is_refused_tells_nothing() -> None:
     assert "refuses every network" in example.sentence
     assert "model must be a saturating one" in example.sentence
 
-    def refuses(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def refuses(model: Any, images: Tensor, target: Any = None) -> Tensor:
         raise ValueError("images must be 224 pixels wide")
 
     with pytest.raises(ValueError, match="^images must be 224 pixels wide"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 
@@ -30,7 +30,7 @@ ELSEWHERE = batch(seed=1, dtype=torch.float64)
 class Middle(nn.Module):
     """Convolution, a function of its output y and of the module itself, ReLU, mean, linear."""
 
-    def __init__(self, middle: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, middle: Callable[..., Tensor]) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -44,24 +44,24 @@ class Middle(nn.Module):
         self.middle = middle
         self.double().eval()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.middle(self, self.conv(x))
         return self.fc(torch.relu(y).mean((2, 3)))
 
 
-def simple(function: Callable[[torch.Tensor], torch.Tensor]) -> Middle:
+def simple(function: Callable[[Tensor], Tensor]) -> Middle:
     return Middle(lambda model, y: function(y))
 
 
-def patterned(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def explain(model: nn.Module, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+def patterned(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def explain(model: nn.Module, images: Tensor, target: Any = None) -> Tensor:
         return method(model, images, target, patterns=estimate_patterns(model, ELSEWHERE))
 
     explain.__name__ = method.__name__
     return explain
 
 
-GOVERNED: dict[str, Callable[..., torch.Tensor]] = {
+GOVERNED: dict[str, Callable[..., Tensor]] = {
     "deconvnet": deconvnet,
     "guided_backprop": guided_backprop,
     "deeplift": deeplift,
@@ -88,13 +88,13 @@ def incompleteness(model: nn.Module, baseline: Any = ELSEWHERE) -> float:
     return float((total - difference).abs().max() / difference.abs().max())
 
 
-def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+def relative(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).abs().max() / expected.abs().max())
 
 
 # --- What is seen -----------------------------------------------------------------------------
 
-RELUS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+RELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "nn.ReLU": nn.ReLU(),
     "nn.ReLU in place": nn.ReLU(inplace=True),
     "F.relu": F.relu,
@@ -117,38 +117,38 @@ def test_every_way_to_write_a_relu(name: str, form: str) -> None:
     torch.testing.assert_close(GOVERNED[name](simple(RELUS[form]), IMAGES, 2), expected)
 
 
-def _iadd(model: Middle, y: torch.Tensor) -> torch.Tensor:
+def _iadd(model: Middle, y: Tensor) -> Tensor:
     z = model.other(y)
     z += y
     return z
 
 
-def _accumulate(model: Middle, y: torch.Tensor) -> torch.Tensor:
+def _accumulate(model: Middle, y: Tensor) -> Tensor:
     total = torch.full_like(y, 0.5)
     total += y
     total += model.other(y)
     return total + y  # y must still be what it was
 
 
-def _setitem(model: Middle, y: torch.Tensor) -> torch.Tensor:
+def _setitem(model: Middle, y: Tensor) -> Tensor:
     z = torch.zeros_like(y)
     z[:, :3] = y[:, 3:]
     z[:, 3:] = model.other(y)[:, :3]
     return z
 
 
-def _in_place_before_bn(model: Middle, y: torch.Tensor) -> torch.Tensor:
+def _in_place_before_bn(model: Middle, y: Tensor) -> Tensor:
     y[:, 0] = 3.0
     return model.bn(y)
 
 
-def _alias_before_bn(model: Middle, y: torch.Tensor) -> torch.Tensor:
+def _alias_before_bn(model: Middle, y: Tensor) -> Tensor:
     y.view(len(y), -1).mul_(2.0)
     return model.bn(y)
 
 
 # Piecewise linear in y, so that LRP with a tiny ε is gradient × input.
-LINEAR: dict[str, Callable[[Middle, torch.Tensor], torch.Tensor]] = {
+LINEAR: dict[str, Callable[[Middle, Tensor], Tensor]] = {
     "x + y": lambda m, y: y + m.other(y),
     "x += y": _iadd,
     "total += x": _accumulate,
@@ -195,7 +195,7 @@ def test_linear_operations(form: str) -> None:
     torch.testing.assert_close(through, truth)
 
 
-PRODUCTS: dict[str, Callable[[Middle, torch.Tensor], torch.Tensor]] = {
+PRODUCTS: dict[str, Callable[[Middle, Tensor], Tensor]] = {
     "x * gate": lambda m, y: y * torch.sigmoid(m.other(y).mean((2, 3), keepdim=True)),
     "gate * x": lambda m, y: torch.tanh(m.other(y).mean((2, 3), keepdim=True)) * y,
     "x *= gate": lambda m, y: y.clone().mul_(m.other(y).sigmoid()),
@@ -215,7 +215,7 @@ def test_products_of_two_activations(form: str) -> None:
 
 def test_a_product_halves_the_relevance() -> None:
     class Product(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return (x[:, 0] * x[:, 1]).flatten(1)
 
     image = torch.tensor([3.0, 5.0]).view(1, 2, 1, 1)
@@ -229,26 +229,26 @@ def test_a_product_halves_the_relevance() -> None:
 
 class Custom(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clamp(min=0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0]
 
 
-def _without_gradient(y: torch.Tensor) -> torch.Tensor:
+def _without_gradient(y: Tensor) -> Tensor:
     with torch.no_grad():
         gate = torch.sigmoid(y)
     return y * gate
 
 
-def _masked(y: torch.Tensor) -> torch.Tensor:
+def _masked(y: Tensor) -> Tensor:
     y[y < 0] = 0
     return y
 
 
-REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "softmax": (lambda y: y.softmax(1), "softmax"),
     "F.softmax": (lambda y: F.softmax(y, 1), "softmax"),
     "exp": (torch.exp, "exp"),
@@ -306,7 +306,7 @@ def test_a_hidden_model_is_refused(name: str) -> None:
 @every_method
 def test_logits_that_ignore_the_image(name: str) -> None:
     class Constant(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             F.relu(x)
             return torch.ones(len(x), 5, dtype=x.dtype)
 
@@ -325,7 +325,7 @@ def test_memory_is_freed(name: str, network: str) -> None:
     model, kept = make(network).double(), []
     last = list(model.children())[-1]
 
-    def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         kept.append(weakref.ref(output))
         kept.append(weakref.ref(inputs[0]))
 
@@ -342,7 +342,7 @@ def test_memory_is_freed(name: str, network: str) -> None:
 
 def tensors() -> int:
     gc.collect()
-    return sum(type(one) is torch.Tensor for one in gc.get_objects())
+    return sum(type(one) is Tensor for one in gc.get_objects())
 
 
 @pytest.mark.slow
@@ -365,7 +365,7 @@ def test_nothing_stays_on_the_parameters(name: str) -> None:
 
 
 def test_an_error_inside_a_rule() -> None:
-    def fail(operation: Operation, signal: torch.Tensor) -> torch.Tensor:
+    def fail(operation: Operation, signal: Tensor) -> Tensor:
         raise ZeroDivisionError("in a rule")
 
     model = make("Residual").double().train()
@@ -397,7 +397,7 @@ def test_a_pass_inside_another_is_refused(name: str) -> None:
     """Its tensors are not the outer pass's: a sentence, not a mixture of both."""
     inner = make("Functional").double()
 
-    def explain(y: torch.Tensor) -> torch.Tensor:
+    def explain(y: Tensor) -> Tensor:
         return y * guided_backprop(inner, y[:, :3], 0).sum(1, keepdim=True)
 
     with pytest.raises(ValueError, match=r"^model: "):

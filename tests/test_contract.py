@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils import contract, progress
 from course_utils.evaluation.sanity import parameter_randomization
@@ -30,19 +30,19 @@ every_method = pytest.mark.parametrize("name", METHODS)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-def method(name: str, dtype: torch.dtype = torch.float32) -> Callable[..., torch.Tensor]:
+def method(name: str, dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
     """The method with what it needs, quick where it repeats passes."""
     entry = METHODS[name]
     return partial(entry.bind(batch(4, seed=7, dtype=dtype)), **few_passes(entry))
 
 
-def prepared(name: str, model: nn.Module, data: torch.Tensor) -> dict[str, Any]:
+def prepared(name: str, model: nn.Module, data: Tensor) -> dict[str, Any]:
     """What the method's entry makes of the data."""
     return METHODS[name].prepared(model, data)
 
 
 @contextmanager
-def unchanged(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
+def unchanged(model: nn.Module, images: Tensor) -> Iterator[None]:
     """The body leaves model, images and the global generators as they are."""
 
     def objects() -> dict[str, Any]:
@@ -61,7 +61,7 @@ def unchanged(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
             "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         }
 
-    def values() -> list[torch.Tensor]:
+    def values() -> list[Tensor]:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         numpy = torch.tensor(np.random.get_state(legacy=False)["state"]["key"].astype(np.int64))  # noqa: NPY002
         held = [*model.state_dict().values(), *gradients, images, torch.get_rng_state(), numpy]
@@ -285,14 +285,14 @@ class Counted(nn.Module):
         self.passes = {"F": 0, "B": 0}
         self.largest = 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.passes["F"] += len(x)
         self.largest = max(self.largest, len(x))
         if x.requires_grad:
             x.register_hook(self.came_back)
         return self.model(x)
 
-    def came_back(self, gradient: torch.Tensor) -> None:
+    def came_back(self, gradient: Tensor) -> None:
         self.passes["B"] += len(gradient)
 
 
@@ -358,12 +358,12 @@ def test_no_call_is_larger_than_the_batch_size(name: str, batch_size: int) -> No
 
 def with_background(
     model: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     target: None = None,
     *,
-    background: torch.Tensor,
+    background: Tensor,
     steps: int = 3,
-) -> torch.Tensor:
+) -> Tensor:
     return (images - background.mean(0)) * steps
 
 
@@ -384,7 +384,7 @@ def test_bind_supplies_what_a_method_needs() -> None:
 
 def test_a_call_without_gradient_is_refused() -> None:
     class Detached(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return x.detach().mean((2, 3))
 
     with pytest.raises(ValueError, match="^model: its logits carry no gradient"):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils import evaluation
 from course_utils.evaluation import (
@@ -27,17 +28,17 @@ nan = float("nan")
 SUBSETS: dict[str, Any] = {"patch": 2, "subsets": 60, "size": 4}
 
 
-def linear(images: torch.Tensor) -> torch.Tensor:
+def linear(images: Tensor) -> Tensor:
     """A model whose truth is known: a pixel gives class 0 its weight times its value."""
     total = (images * weights(images)).sum((1, 2, 3))
     return torch.stack([total, torch.zeros_like(total)], 1)
 
 
-def weights(images: torch.Tensor) -> torch.Tensor:
+def weights(images: Tensor) -> Tensor:
     return torch.linspace(-1, 2, images[0].numel()).view(images.shape[1:]).to(images)
 
 
-def shuffled(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def shuffled(values: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(values.shape, generator=generator, dtype=values.dtype)
 
@@ -292,7 +293,7 @@ PASSES = {"faithfulness, patches": 17, "faithfulness, subsets": 61}
 every_metric = pytest.mark.parametrize("name", METRICS)
 
 
-def value(result: torch.Tensor | Curve) -> torch.Tensor:
+def value(result: Tensor | Curve) -> Tensor:
     return (
         torch.cat([result.score, result.auc[:, None]], 1) if isinstance(result, Curve) else result
     )
@@ -317,18 +318,18 @@ def test_perfect_random_inverted(name: str) -> None:
         assert scores[1].mean().abs() < 0.2
 
 
-def additive(images: torch.Tensor) -> torch.Tensor:
+def additive(images: Tensor) -> Tensor:
     """Each patch of 2 × 2 adds something of its own, which is not linear in its pixels."""
     pixels = images.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)  # (N, C, 4, 4, 4)
     total = (parts_of(pixels) * signs(pixels)).sum((1, 2))
     return torch.stack([total, 0 * total], 1)
 
 
-def parts_of(pixels: torch.Tensor) -> torch.Tensor:
+def parts_of(pixels: Tensor) -> Tensor:
     return (pixels.amax(4).relu() + pixels.square().mean(4)).sum(1)  # 0 where all is 0
 
 
-def signs(pixels: torch.Tensor) -> torch.Tensor:
+def signs(pixels: Tensor) -> Tensor:
     return torch.linspace(-1, 2, 16, dtype=pixels.dtype).view(4, 4)
 
 
@@ -585,7 +586,7 @@ def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
     blurred = classifier.blurred(images)
 
     def about(metric: Callable, sign: int = 1, **options: Any) -> Callable:
-        def measure(attribution: torch.Tensor) -> torch.Tensor:
+        def measure(attribution: Tensor) -> Tensor:
             result = metric(classifier.model, images, attribution, **options)
             return sign * (result.auc if isinstance(result, Curve) else result)
 
@@ -612,7 +613,7 @@ def test_the_true_effects_random_and_inverted_on_the_shipped_model() -> None:
 # beside Quantus: single values of one channel, a baseline of 0
 
 
-def grey() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+def grey() -> tuple[torch.nn.Module, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = torch.nn.Sequential(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -26,7 +26,7 @@ from tests.networks import NETWORKS, batch, make
 DOUBLE = torch.float64
 
 
-def channel(model: nn.Module, layer: str, images: torch.Tensor, unit: int) -> torch.Tensor:
+def channel(model: nn.Module, layer: str, images: Tensor, unit: int) -> Tensor:
     """The maps of one unit, kept by a plain hook."""
     kept = []
     handle = model.get_submodule(layer).register_forward_hook(
@@ -157,16 +157,16 @@ def test_feature_maps_are_those_of_torchvisions_extractor() -> None:
 # Responses and the images that a unit answers to most ------------------------------------------
 
 
-class Pictures(Dataset[torch.Tensor]):
+class Pictures(Dataset[Tensor]):
     """Images made when they are asked for; counts how many of them exist at the same time."""
 
-    def __init__(self, images: torch.Tensor) -> None:
+    def __init__(self, images: Tensor) -> None:
         self.images, self.alive, self.most = images, 0, 0
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Tensor:
         image = self.images[index].clone()
         self.alive += 1
         self.most = max(self.most, self.alive)
@@ -177,7 +177,7 @@ class Pictures(Dataset[torch.Tensor]):
         self.alive -= 1
 
 
-POOLED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean((1, 2)),
     "max": lambda maps: maps.amax((1, 2)),
     "sum": lambda maps: maps.sum((1, 2)),
@@ -186,12 +186,12 @@ POOLED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 @pytest.mark.parametrize("pool", POOLED)
-@pytest.mark.parametrize("kind", [torch.Tensor, list, Pictures])
+@pytest.mark.parametrize("kind", [Tensor, list, Pictures])
 def test_top_activating_equals_a_slow_twin(
-    kind: Callable[[torch.Tensor], Any], pool: str, batch_size: int
+    kind: Callable[[Tensor], Any], pool: str, batch_size: int
 ) -> None:
     model, images, unit = make("Functional").double(), batch(11, dtype=DOUBLE), 4
-    given = images if kind is torch.Tensor else kind(images)
+    given = images if kind is Tensor else kind(images)
     options: dict[str, Any] = {"pool": pool, "batch_size": batch_size}
     found = top_activating(model, "conv2", unit, given, 5, **options)
     maps = channel(model, "conv2", images, unit)  # (11, 2, 2) of images (11, 3, 8, 8)
@@ -264,7 +264,7 @@ class Stripes(nn.Module):
             self.gratings.weight[:] = kernels[:, None] / 3
             self.unit.weight.fill_(1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.unit(self.gratings(x).square())
 
 
@@ -393,7 +393,7 @@ def test_contributions_of_numbers_and_through_a_residual_sum() -> None:
     found = activation_x_gradient(model, "fc", 1, "bn2", images)
     own = feature_maps(model, images, ["bn2"])["bn2"]
 
-    def scaled(i: int, factor: float) -> torch.Tensor:
+    def scaled(i: int, factor: float) -> Tensor:
         handle = model.bn2.register_forward_hook(
             lambda _, inputs, output: output.index_copy(
                 1, torch.tensor([i]), own[:, i : i + 1] * factor
@@ -448,7 +448,7 @@ ON_IMAGES: dict[str, Callable[[Any, Any], object]] = {
 }
 
 
-def nan() -> torch.Tensor:
+def nan() -> Tensor:
     images = batch()
     images[1, 0, 2, 2] = torch.nan
     return images
@@ -530,7 +530,7 @@ class Odd(nn.Module):
         self.idle = nn.Conv2d(3, 4, 3)
         self.conv2 = nn.Conv2d(4, 2, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x, _ = self.pair(self.conv1(x))
         return self.conv2(self.words(x).unflatten(2, x.shape[2:])).mean((2, 3))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.methods.cam import grad_cam
@@ -37,7 +37,7 @@ from tests.networks import (
 class ByHand(nn.Module):
     """f = 5x + y² of an "image" with the two pixels x and y, and g = xy as a second class."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         x, y = images[:, 0, 0, 0], images[:, 0, 0, 1]
         return torch.stack([5 * x + y**2, x * y], 1)
 
@@ -51,8 +51,8 @@ def test_by_hand() -> None:
 
 
 def finite_differences(
-    score: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, step: float = 1e-6
-) -> torch.Tensor:
+    score: Callable[[Tensor], Tensor], image: Tensor, step: float = 1e-6
+) -> Tensor:
     steps = torch.eye(image.numel(), dtype=image.dtype).view(-1, *image.shape) * step
     return ((score(image + steps) - score(image - steps)) / (2 * step)).view(image.shape)
 
@@ -69,13 +69,13 @@ def test_against_finite_differences(network: str) -> None:
 
 def test_an_input_the_model_ignores_has_gradient_zero() -> None:
     class First(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return x[:, 0].flatten(1)
 
     assert gradient(First(), batch(), 0)[:, 1:].abs().sum() == 0
 
     class Constant(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return torch.zeros(len(x), 2)
 
     with pytest.raises(ValueError, match="^model: its logits carry no gradient"):
@@ -84,7 +84,7 @@ def test_an_input_the_model_ignores_has_gradient_zero() -> None:
 
 def test_no_parameter_gradient_is_computed() -> None:
     model = make("Residual")
-    asked: list[torch.Tensor] = []
+    asked: list[Tensor] = []
     for parameter in model.parameters():
         parameter.register_hook(asked.append)
     gradient(model, batch())
@@ -130,7 +130,7 @@ class Matrix(nn.Module):
         incoming = torch.tensor([[-2.0, 3.0, -1.0], [6.0, -3.0, 1.0], [2.0, -1.0, 3.0]])
         self.register_buffer("incoming", incoming)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(torch.relu(x).flatten(1), self.incoming.flatten()[None])  # type: ignore[operator]
 
 
@@ -159,19 +159,19 @@ class Small(nn.Module):
             self.fc1, self.fc2 = nn.Linear(16, 7), nn.Linear(7, 5)
         self.double()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.pool(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
         return self.fc2(torch.relu(self.fc1(x.flatten(1))))
 
 
-def transposed(signal: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+def transposed(signal: Tensor, conv: nn.Conv2d) -> Tensor:
     """∂f/∂X = ∂f/∂Y * K̂: a convolution with the flipped kernel."""
     flipped = conv.weight.flip(2, 3).transpose(0, 1)
     reach = 2 - int(conv.padding[0])
     return F.conv2d(signal, flipped, padding=reach)
 
 
-def unpooled(signal: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def unpooled(signal: Tensor, x: Tensor) -> Tensor:
     """Each value goes to where its window's maximum was: 3×3 windows, stride 2."""
     result = torch.zeros_like(x)
     for n, c, i, j in itertools.product(*map(range, signal.shape)):
@@ -182,7 +182,7 @@ def unpooled(signal: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", [gradient, deconvnet, guided_backprop])
 def test_layer_by_layer(method: Callable) -> None:
-    def back(signal: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def back(signal: Tensor, z: Tensor) -> Tensor:
         if method is gradient:
             return signal * (z > 0)
         return signal * (signal > 0) * ((z > 0) if method is guided_backprop else 1)
@@ -208,7 +208,7 @@ def test_a_unit_at_its_strongest_position(method: Callable) -> None:
             super().__init__()
             self.small, self.position = Small(), position
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             maps = self.small.conv2(torch.relu(self.small.conv1(x)))
             return maps[:, 2, self.position[0], self.position[1]][:, None]
 
@@ -265,7 +265,7 @@ def test_a_network_without_relu(method: Callable) -> None:
 
 
 def test_integrated_gradients_by_hand() -> None:
-    def explain(model: nn.Module, image: torch.Tensor, **options: Any) -> list[float]:
+    def explain(model: nn.Module, image: Tensor, **options: Any) -> list[float]:
         return integrated_gradients(model, image, 0, **options).flatten().tolist()
 
     assert explain(ByHand(), pixels(0, 5)) == pytest.approx([0, 25])
@@ -338,8 +338,8 @@ def test_integrated_gradients_tends_to_completeness() -> None:
 
 
 def loop(
-    method: Callable, model: nn.Module, images: torch.Tensor, target: int, noise: float, n: int
-) -> list[torch.Tensor]:
+    method: Callable, model: nn.Module, images: Tensor, target: int, noise: float, n: int
+) -> list[Tensor]:
     """SmoothGrad's samples, one image and one sample at a time."""
     seeds = torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(0)).tolist()
     maps = []
@@ -391,7 +391,7 @@ def test_smoothgrad_without_noise_is_the_method(name: str) -> None:
 def test_smoothgrads_noise_is_the_generators() -> None:
     model, images = make("Residual"), batch()
 
-    def explain(seed: int | None) -> torch.Tensor:
+    def explain(seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return smoothgrad(model, images, 1, samples=3, generator=generator)
 
@@ -442,7 +442,7 @@ def test_one_pass(method: Callable, passes: int) -> None:
 def test_the_method_of_smoothgrad_gets_its_batch_size() -> None:
     sizes = []
 
-    def method(*arguments: Any, batch_size: int = 16) -> torch.Tensor:
+    def method(*arguments: Any, batch_size: int = 16) -> Tensor:
         sizes.append(batch_size)
         return gradient(*arguments)
 
@@ -496,7 +496,7 @@ def architecture(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
     return request.param, ARCHITECTURES[request.param]()
 
 
-def off(result: torch.Tensor, reference: torch.Tensor) -> float:
+def off(result: Tensor, reference: Tensor) -> float:
     result, reference = result.detach(), reference.detach()
     return float((result - reference).abs().max() / reference.abs().max())
 
@@ -520,7 +520,7 @@ def test_equals_the_libraries(architecture: tuple[str, nn.Module]) -> None:
     images = pictures()[..., :side, :side]
     target = model(images).argmax(1)
 
-    def captum(reference: Any, **options: Any) -> torch.Tensor:
+    def captum(reference: Any, **options: Any) -> Tensor:
         return reference(model).attribute(images.clone(), target=target, **options)
 
     assert off(gradient(model, images, target), captum(Saliency, abs=False)) < 1e-10
@@ -565,7 +565,7 @@ class Modular(nn.Module):
         self.features, self.classifier = model.features, model.classifier
         self.relu = nn.ReLU()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.relu(self.features(x)).mean((2, 3)))
 
 

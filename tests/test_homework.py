@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils.homework import Wrong, check, checks
 from course_utils.methods import gradients
@@ -77,7 +77,7 @@ def test_at_least_four_mistakes_each_with_a_hint_of_its_own(exercise: checks.Exe
 # The machinery --------------------------------------------------------------------------------
 
 
-def powered(x: torch.Tensor, *, power: int = 2) -> torch.Tensor:
+def powered(x: Tensor, *, power: int = 2) -> Tensor:
     return x**power
 
 
@@ -134,7 +134,7 @@ def test_rounding_is_no_mistake(square: str) -> None:
 def test_a_call_into_a_forbidden_module_is_noticed_however_it_was_imported(square: str) -> None:
     name = gradients.gradient
 
-    def answer(x: torch.Tensor) -> torch.Tensor:
+    def answer(x: Tensor) -> Tensor:
         name(nn.Flatten(), torch.ones(1, 2, 1, 1), 0)
         return x * x
 
@@ -180,7 +180,7 @@ def test_remembered() -> None:
 
 @pytest.mark.parametrize("change", [False, True])
 def test_kept(change: bool) -> None:
-    def answer(x: torch.Tensor, steps: list[int]) -> torch.Tensor:
+    def answer(x: Tensor, steps: list[int]) -> Tensor:
         steps += [1] * change
         return x
 
@@ -198,7 +198,7 @@ def test_works_under_a_profiler(square: str) -> None:
 
 
 def test_an_error_of_the_answer_is_shown_as_it_is(square: str) -> None:
-    def answer(x: torch.Tensor) -> torch.Tensor:
+    def answer(x: Tensor) -> Tensor:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -212,7 +212,7 @@ def test_what_is_not_a_function_or_no_exercise(square: str) -> None:
         check("hw00.sqare", powered)
 
 
-def left_behind(trace: str, model: nn.Module, images: torch.Tensor) -> None:
+def left_behind(trace: str, model: nn.Module, images: Tensor) -> None:
     """Leave one thing on a model or its images."""
     match trace:
         case "hook":

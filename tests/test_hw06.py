@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils.homework import check, hw06
 from course_utils.networks import Classifier
@@ -40,7 +41,7 @@ def performance_by_counting(classifier: Classifier, films: Radiographs) -> dict[
     }
 
 
-def effect_in_one_batch(classifier: Classifier, film: Radiograph, part: str) -> torch.Tensor:
+def effect_in_one_batch(classifier: Classifier, film: Radiograph, part: str) -> Tensor:
     without = radiographs.render(replace(film.spec, removed=(*film.spec.removed, part)))
     x = torch.cat([classifier.to_input(one.image) for one in (film, without)])
     logits = classifier.model(x)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils import layers
 from course_utils.networks import SmallResNet
@@ -52,7 +52,7 @@ def test_gradients_to_activations(network: str) -> None:
     calls = 0
     uses = 2 if network == "Reused" else 1
 
-    def move(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    def move(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         return output + direction if calls == uses else output
@@ -85,7 +85,7 @@ def test_capture_is_filled_at_each_call(resnet: nn.Module) -> None:
 
 def test_capture_passes_on_what_is_no_tensor() -> None:
     class Pair(nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
             return x, 1
 
     model = nn.Sequential(Pair())
@@ -268,7 +268,7 @@ def test_the_layers_own_output_is_untouched() -> None:
             super().__init__()
             self.answer = torch.ones(1, 2, 3, 3)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.answer
 
     stored = nn.Sequential(Stored())
@@ -335,7 +335,7 @@ def test_ablate_refuses_layers_without_units(layer: nn.Module, words: str) -> No
         model(batch())
 
 
-def maps_pooled_by(forward: Any) -> tuple[torch.Tensor, layers.Head]:
+def maps_pooled_by(forward: Any) -> tuple[Tensor, layers.Head]:
     """The feature maps of a network that ends as `forward` says, and what Head noted."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

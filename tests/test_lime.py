@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from course_utils.methods import lime
 from course_utils.methods.lime import (
@@ -37,7 +38,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def explain(*arguments: Any, **options: Any) -> torch.Tensor:
+def explain(*arguments: Any, **options: Any) -> Tensor:
     return lime_image(*arguments, **{"segments": SEGMENTS, "samples": 40, **options})
 
 
@@ -66,7 +67,7 @@ class Columns:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, rows: np.ndarray) -> torch.Tensor:
+    def __call__(self, rows: np.ndarray) -> Tensor:
         self.calls.append(len(rows))
         return torch.from_numpy(np.stack([rows @ self.weights, np.zeros(len(rows))], 1))
 
@@ -270,7 +271,7 @@ def test_images_against_their_twin(network: str, fill: float | None) -> None:
 
 
 def test_the_standard_error_is_that_of_the_map() -> None:
-    def model(images: torch.Tensor) -> torch.Tensor:
+    def model(images: Tensor) -> Tensor:
         bands = images.mean((1, 3)).view(-1, 4, 2).mean(2)
         return (3 * bands[:, :1] * bands[:, 1:2] + bands[:, 2:3]).exp()
 
@@ -393,7 +394,7 @@ def loud(texts: list[str]) -> np.ndarray:
     return Reader()(texts) ** 2
 
 
-def curved(rows: np.ndarray) -> torch.Tensor:
+def curved(rows: np.ndarray) -> Tensor:
     return Columns()(rows) ** 2
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils import models
@@ -45,13 +45,13 @@ def unit_of(*weights: float, bias: float = 0.0) -> nn.Sequential:
     return model
 
 
-def pixels(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
+def pixels(classifier: Classifier, images: Tensor) -> Tensor:
     """Images in model space as colours in [0, 1]."""
     std, mean = torch.tensor(classifier.std), torch.tensor(classifier.mean)
     return images * std.view(3, 1, 1) + mean.view(3, 1, 1)
 
 
-def response(classifier: Classifier, layer: str, images: Images) -> torch.Tensor:
+def response(classifier: Classifier, layer: str, images: Images) -> Tensor:
     return responses(classifier.model, layer, images)
 
 
@@ -73,7 +73,7 @@ def test_red_minus_green_wants_pure_red(fourier: bool, decorrelate: bool) -> Non
         assert (blue - 0.5).abs().max() < 0.3
 
 
-def stripes() -> torch.Tensor:
+def stripes() -> Tensor:
     """A kernel (1, 3, 8, 8) of vertical grey stripes, four pixels a period, of sum zero."""
     wave = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(2)
     return wave.expand(1, 3, 8, 8).contiguous()
@@ -151,13 +151,11 @@ def test_a_logit_is_a_unit_of_the_last_layer(network: str) -> None:
 # The step ------------------------------------------------------------------------------------
 
 
-def nothing(x: torch.Tensor) -> torch.Tensor:
+def nothing(x: Tensor) -> Tensor:
     return torch.zeros(len(x))
 
 
-def goal_by_hand(
-    model: nn.Module | None, z: torch.Tensor, l2: float, total_variation: float
-) -> torch.Tensor:
+def goal_by_hand(model: nn.Module | None, z: Tensor, l2: float, total_variation: float) -> Tensor:
     """The docstring's goal (N,) of z (N, 3, H, W) in float64, written out."""
     x = (1 / (1 + torch.exp(-z)) - z.new_tensor(MEAN).view(3, 1, 1)) / z.new_tensor(STD).view(
         3, 1, 1
@@ -174,7 +172,7 @@ def test_one_step_by_hand(network: str | None, l2: float, total_variation: float
     classifier = wrap(make(network or "Functional").eval(), size=8)
     start = batch(1, seed=3)
 
-    def score(x: torch.Tensor) -> torch.Tensor:
+    def score(x: Tensor) -> Tensor:
         return classifier.model(x)[:, 2] if network else nothing(x)
 
     found = ascend(
@@ -301,14 +299,14 @@ def test_a_whole_shift_rolls_the_interior(right: int, down: int) -> None:
     assert moved.isfinite().all()
 
 
-def places(classifier: Classifier, size: int = 33, **options: float) -> torch.Tensor:
+def places(classifier: Classifier, size: int = 33, **options: float) -> Tensor:
     """Where the model saw a spot at (8, 0) pixels from the centre: x and y, (steps, 2)."""
     axis = torch.arange(size) - (size - 1) / 2
     spot = torch.exp(-((axis[None] - 8) ** 2 + axis[:, None] ** 2) / 4)
     start = (16 * spot - 8).expand(1, 3, size, size)
     seen = []
 
-    def score(x: torch.Tensor) -> torch.Tensor:
+    def score(x: Tensor) -> Tensor:
         light = pixels(classifier, x)[0].detach().mean(0)
         weight = light / light.sum()
         seen.append(torch.stack([(weight.sum(0) * axis).sum(), (weight.sum(1) * axis).sum()]))
@@ -346,7 +344,7 @@ def small() -> Classifier:
     return wrap(model, size=32)
 
 
-def fine(images: torch.Tensor) -> float:
+def fine(images: Tensor) -> float:
     """The share of energy at more than a quarter of a cycle a pixel."""
     power = torch.fft.fft2(images - images.mean((2, 3), keepdim=True)).abs().square()
     frequency = torch.fft.fftfreq(images.shape[-1])
@@ -354,18 +352,18 @@ def fine(images: torch.Tensor) -> float:
     return float((power * high).sum() / power.sum())
 
 
-def variation(images: torch.Tensor) -> float:
+def variation(images: Tensor) -> float:
     return float(images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean())
 
 
-def square(images: torch.Tensor) -> float:
+def square(images: Tensor) -> float:
     return float(images.square().mean())
 
 
 @pytest.mark.parametrize("fourier", [True, False])
 @pytest.mark.parametrize(("option", "measure"), [("l2", square), ("total_variation", variation)])
 def test_a_penalty_lowers_what_it_punishes(
-    option: str, measure: Callable[[torch.Tensor], float], fourier: bool
+    option: str, measure: Callable[[Tensor], float], fourier: bool
 ) -> None:
     classifier = small()
 
@@ -400,7 +398,7 @@ def test_diversity_makes_the_pictures_differ(layer: str) -> None:
     def measured(diversity: float) -> float:
         """The mean cosine of two pictures' Gram matrices, pair by pair."""
         found = activation_maximization(classifier, layer, [1, 1, 1], diversity=diversity, steps=24)
-        maps: dict[str, torch.Tensor] = {}
+        maps: dict[str, Tensor] = {}
         handle = classifier.model.get_submodule(layer).register_forward_hook(
             lambda _, inputs, output: maps.update(here=output.detach())
         )
@@ -553,7 +551,7 @@ class RedTwice(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x[:, 0].mean((1, 2))[:, None] * self.weight
 
 
@@ -834,7 +832,7 @@ def test_a_layer_without_maps() -> None:
             super().__init__()
             self.words, self.spare = nn.Linear(8, 4), nn.Linear(8, 4)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.words(x.flatten(1, 2)).mean(1)
 
     classifier = wrap(Words(), size=8)

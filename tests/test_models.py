@@ -16,7 +16,7 @@ import safetensors
 import torch
 import torchvision.models
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils import files, models, pretrained, training
@@ -440,7 +440,7 @@ def test_preprocessing_is_torchvisions(
 # Training --------------------------------------------------------------------------------------
 
 
-def stripes(n: int = 48, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+def stripes(n: int = 48, size: int = 32) -> tuple[Tensor, Tensor]:
     """Horizontal stripes, vertical stripes, and none: three classes that are quickly learned."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 3
@@ -513,7 +513,7 @@ def test_bad_training_sets() -> None:
         fit(small_resnet().requires_grad_(False))
 
 
-def fit_on(images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+def fit_on(images: Tensor, labels: Tensor) -> list[float]:
     return training.train(
         small_resnet(),
         images,
@@ -562,7 +562,7 @@ def test_evaluate() -> None:
             super().__init__()
             self.bias = nn.Parameter(torch.zeros(3))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return F.one_hot((x[:, 0, 0, 0] * 255).round().long(), 3) + self.bias
 
     answers = torch.tensor([0, 0, 1, 2, 2])

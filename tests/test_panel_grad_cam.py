@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from course_utils.methods import cam
 from course_utils.networks import Classifier, SmallResNet
@@ -28,7 +29,7 @@ def panel(classifier: Classifier) -> Panel:
     return grad_cam(classifier)
 
 
-def raw(classifier: Classifier, picture: str, **options: Any) -> torch.Tensor:
+def raw(classifier: Classifier, picture: str, **options: Any) -> Tensor:
     x = classifier.to_input(pixels_of(SCENES[picture]))
     return cam.grad_cam(classifier.model, x, upsample=False, **options)
 

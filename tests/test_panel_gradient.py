@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from course_utils import panels
 from course_utils.methods import gradients
@@ -147,7 +148,7 @@ def test_a_picture_of_your_own_comes_first(classifier: Classifier) -> None:
 
 
 def test_an_error_shows_as_a_sentence(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> torch.Tensor:
+    def broken(*arguments: Any) -> Tensor:
         raise ValueError("model: it is broken.")
 
     before = panel.picture.value

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.filters import sobel
+from torch import Tensor
 
 from course_utils import evaluation, panels
 from course_utils.methods import METHODS, Method, gradients
@@ -263,7 +264,7 @@ def test_a_method_that_joins_is_in_every_menu(
 ) -> None:
     """An entry of METHODS is all that the panels ask for."""
 
-    def brightness(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+    def brightness(model: Any, images: Tensor, target: Any = None) -> Tensor:
         return images.abs().sum(1)
 
     entry = Method(
@@ -298,7 +299,7 @@ def test_the_similarities_are_the_library_s(
     x = classifier.to_input(scenes.render(scenes.standard("zebra")).image)
     options = {"steps": 4} if method == "integrated_gradients" else {}
 
-    def chosen(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def chosen(model: Any, images: Tensor, target: Any) -> Tensor:
         return METHODS[method](model, images, target, **options)
 
     wanted = evaluation.parameter_randomization(

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils import panels
 from course_utils.methods import gradients, regions
@@ -110,7 +111,7 @@ def test_portions_add_up_to_smoothgrad(
     if method != "gradient":
         start = classifier.blurred(seen.x)
 
-        def chosen(model: Any, x: torch.Tensor, target: Any) -> torch.Tensor:
+        def chosen(model: Any, x: Tensor, target: Any) -> Tensor:
             return gradients.integrated_gradients(
                 model, x, target, baseline=start.expand_as(x), steps=paths.STEPS
             )

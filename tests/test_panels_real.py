@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils import models, panels
 from course_utils.methods import METHODS
@@ -32,7 +33,7 @@ class Passes:
     def __init__(self, back: float) -> None:
         self.back, self.count = back, 0.0
 
-    def __call__(self, model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def __call__(self, model: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         goes_back = torch.is_grad_enabled() and inputs[0].requires_grad
         self.count += len(inputs[0]) * (self.back if goes_back else 1)
 

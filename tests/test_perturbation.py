@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils.contract import Estimate
 from course_utils.methods.perturbation import (
@@ -15,7 +16,7 @@ from tests.networks import NETWORKS, Recorder, batch, make
 BACKGROUND = batch(5, seed=7)
 
 
-def occlude(*arguments: Any, **options: Any) -> torch.Tensor:
+def occlude(*arguments: Any, **options: Any) -> Tensor:
     return occlusion(*arguments, **{"window": 4, "stride": 2, **options})
 
 
@@ -24,7 +25,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def differ(*arguments: Any, **options: Any) -> torch.Tensor:
+def differ(*arguments: Any, **options: Any) -> Tensor:
     return prediction_difference(*arguments, **{**SMALL, **options})
 
 
@@ -45,12 +46,12 @@ def places(size: int, window: int, stride: int) -> list[int]:
 
 
 def twin(
-    score: Callable[[torch.Tensor], torch.Tensor],
-    image: torch.Tensor,
+    score: Callable[[Tensor], Tensor],
+    image: Tensor,
     window: int,
     stride: int,
-    contents: Callable[[int], list[torch.Tensor]],
-) -> torch.Tensor:
+    contents: Callable[[int], list[Tensor]],
+) -> Tensor:
     """From the definition: contents(number of a window) are the pictures that it shows instead."""
     _, height, width = image.shape
     total, count, number = torch.zeros(height, width).double(), torch.zeros(height, width), 0
@@ -172,7 +173,7 @@ def test_one_sample_has_no_standard_error() -> None:
 
 
 def test_a_window_that_does_not_matter_is_exactly_zero() -> None:
-    def corner(x: torch.Tensor) -> torch.Tensor:
+    def corner(x: Tensor) -> Tensor:
         return x[:, :, 0, 0].sum(1, keepdim=True).exp()
 
     for explain in METHODS.values():

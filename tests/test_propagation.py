@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.methods.gradients import input_x_gradient
@@ -33,17 +33,17 @@ IMAGES = batch(dtype=torch.float64)
 ELSEWHERE = batch(seed=1, dtype=torch.float64)
 
 
-def off(result: torch.Tensor, reference: torch.Tensor) -> float:
+def off(result: Tensor, reference: Tensor) -> float:
     return float((result - reference).detach().abs().max() / reference.detach().abs().max())
 
 
-def difference(model: nn.Module, images: torch.Tensor, baseline: Any, target: Any) -> torch.Tensor:
+def difference(model: nn.Module, images: Tensor, baseline: Any, target: Any) -> Tensor:
     with torch.no_grad():
         start = torch.zeros_like(images) + baseline
         return (model(images.clone()) - model(start))[torch.arange(len(images)), target]
 
 
-def incompleteness(model: nn.Module, images: torch.Tensor, baseline: Any, target: Any = 1) -> float:
+def incompleteness(model: nn.Module, images: Tensor, baseline: Any, target: Any = 1) -> float:
     total = deeplift(model, images, target, baseline=baseline).sum((1, 2, 3))
     return off(total, difference(model, images, baseline, target))
 
@@ -54,7 +54,7 @@ def incompleteness(model: nn.Module, images: torch.Tensor, baseline: Any, target
 class ByHand(nn.Module):
     """f = 5x + y²."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x, y = x[:, 0, 0, 0], x[:, 0, 0, 1]
         return (5 * x + y * y)[:, None]
 
@@ -101,7 +101,7 @@ def test_lrp_where_nothing_arrives() -> None:
 
 # --- DeepLIFT ---------------------------------------------------------------------------------
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": lambda z: F.relu6(4 * z),
     "leaky_relu": lambda z: F.leaky_relu(z, 0.2),
@@ -128,18 +128,18 @@ class Small(nn.Module):
         self.activation, self.gated = activation, gate
         self.double()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = F.max_pool2d(self.activation(self.conv(x)), 3, 2)
         if self.gated:
             y = y * torch.sigmoid(self.gate(y.mean((2, 3))))[:, :, None, None]
         return self.fc(y.flatten(1))
 
 
-def slope(y: torch.Tensor, y0: torch.Tensor, z: torch.Tensor, z0: torch.Tensor) -> torch.Tensor:
+def slope(y: Tensor, y0: Tensor, z: Tensor, z0: Tensor) -> Tensor:
     return (y - y0) / (z - z0)
 
 
-def deeplift_twin(model: Small, image: torch.Tensor, start: torch.Tensor, c: int) -> torch.Tensor:
+def deeplift_twin(model: Small, image: Tensor, start: Tensor, c: int) -> Tensor:
     """Rescale rule of one image, multipliers by hand and in loops."""
     with torch.no_grad():
         z, z0 = model.conv(image[None])[0], model.conv(start[None])[0]
@@ -231,7 +231,7 @@ def test_deeplift_through_any_pooling(pool: str) -> None:
 
 def test_a_model_that_does_other_operations_for_the_baseline() -> None:
     class Fickle(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             dark = float(x.detach().abs().sum()) == 0
             return (torch.tanh(x) if dark else torch.relu(x)).mean((2, 3))
 
@@ -242,7 +242,7 @@ def test_a_model_that_does_other_operations_for_the_baseline() -> None:
 # --- LRP --------------------------------------------------------------------------------------
 
 
-def dense(layer: Callable[[torch.Tensor], torch.Tensor], shape: torch.Size) -> torch.Tensor:
+def dense(layer: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
     """A linear layer as a matrix, column by column."""
     size = math.prod(shape)
     basis = torch.eye(size, dtype=torch.float64).view(size, *shape)
@@ -319,7 +319,7 @@ def test_lrp_sums_to_the_logit_without_biases() -> None:
 # --- Patterns ---------------------------------------------------------------------------------
 
 
-def toy(mean: float, n: int = 4000) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+def toy(mean: float, n: int = 4000) -> tuple[nn.Sequential, Tensor, Tensor]:
     """x = s a + d b with a signal s and a distractor d of this mean; w reads s and cancels d."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1.0]).double()
@@ -351,7 +351,7 @@ def test_the_pattern_is_the_signals_direction(mean: float) -> None:
     torch.testing.assert_close(given.flatten(1), expected)
 
 
-def fit(columns: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def fit(columns: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """The pattern of one unit: columns (places, inputs), outputs y (places,), weights (inputs,)."""
     columns, y = columns[y > 0], y[y > 0]
     if not len(y):
@@ -369,7 +369,7 @@ def test_patterns_against_their_twin() -> None:
         for k in (1, 2)
     ]
 
-    def run(x: torch.Tensor) -> list[torch.Tensor]:
+    def run(x: Tensor) -> list[Tensor]:
         first = merged[0](x).relu()
         second = merged[1](first)
         return [x, first, second, first + second]
@@ -429,7 +429,7 @@ def test_patterns_of_a_shared_convolution_or_one_past_its_batch_norm() -> None:
             super().__init__()
             self.conv, self.bn = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
             return torch.relu(self.bn(y) + y).mean((2, 3))
 
@@ -532,7 +532,7 @@ def test_real_networks(architecture: tuple[str, nn.Module]) -> None:
         assert off(zennit_lrp(model, images, target, 1e-13), exact) < 1e-5
 
 
-def zennit_lrp(model: nn.Module, images: torch.Tensor, target: Any, epsilon: float) -> torch.Tensor:
+def zennit_lrp(model: nn.Module, images: Tensor, target: Any, epsilon: float) -> Tensor:
     from zennit.attribution import Gradient
     from zennit.canonizers import SequentialMergeBatchNorm
     from zennit.composites import LayerMapComposite
@@ -586,7 +586,7 @@ class Functional(nn.Module):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.conv(x)).mean((2, 3)))
 
 
@@ -641,7 +641,7 @@ def test_lrp_equals_captum_and_zennit() -> None:
             super().__init__()
             self.body, self.last = nn.Sequential(*body), last
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.last(self.body(x).flatten(1))
 
     model = Flat()
@@ -668,7 +668,7 @@ def test_captums_lrp_across_a_functional_residual() -> None:
             self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
             self.fc = nn.Linear(384, 5, bias=False)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             x = self.relu1(self.conv1(x))
             return self.fc(self.relu2(x + self.conv2(x)).flatten(1))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from course_utils.methods.gradients import integrated_gradients
 from course_utils.methods.regions import SEGMENTATIONS, grow, segment, segment_stack, xrai
@@ -272,7 +273,7 @@ def test_bad_growing(argument: str, value: object) -> None:
 QUARTERS = np.kron([[7, -3], [0, 100]], np.ones((4, 4), int))
 
 
-def quarters(values: torch.Tensor) -> torch.Tensor:
+def quarters(values: Tensor) -> Tensor:
     """Each quarter's mean: (N, 8, 8) → (N, 8, 8)."""
     means = values.view(-1, 2, 4, 2, 4).mean((2, 4))
     return means.repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -342,7 +343,7 @@ def test_shape_and_kind(dtype: torch.dtype) -> None:
 
 def test_grey_images_have_segments_too() -> None:
     class Grey(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return torch.stack([x.mean((1, 2, 3)), x.square().mean((1, 2, 3))], 1)
 
     images = torch.from_numpy(photo(size=48)[None, None, ..., 0] / 255.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils.evaluation import sanity
 from course_utils.evaluation.sanity import (
@@ -37,7 +37,7 @@ LAYERS = {
 }
 
 
-def edges(model: Any, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+def edges(model: Any, images: Tensor, target: Any = None) -> Tensor:
     """A map that ignores the model."""
     return images.diff(dim=3, append=images[..., -1:])
 
@@ -74,7 +74,7 @@ def test_the_order_is_that_of_running() -> None:
             self.norm = nn.BatchNorm2d(4)
             self.first = nn.Conv2d(3, 4, 3)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.last(self.norm(self.first(x)).square().mean((2, 3)))
 
     assert list(parameter_randomization(Backwards(), batch(), gradient)) == ["last", "first"]
@@ -172,7 +172,7 @@ def test_a_constant_map_is_like_no_other(name: str) -> None:
 
 
 def test_a_map_without_contrast() -> None:
-    def flat(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def flat(model: nn.Module, images: Tensor, target: Any) -> Tensor:
         return torch.zeros_like(images[:, 0])
 
     for similarity in SIMILARITIES:
@@ -191,7 +191,7 @@ def test_the_model_is_given_back(network: str, cascading: bool, fails: bool) -> 
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     before, rng, calls = state(model), torch.get_rng_state(), []
 
-    def method(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def method(model: nn.Module, images: Tensor, target: Any) -> Tensor:
         calls.append(state(model))
         if fails and len(calls) == 3:
             raise RuntimeError("broken")
@@ -227,7 +227,7 @@ def test_running_statistics_stay() -> None:
     model = make("Residual")
     seen = []
 
-    def method(model: nn.Module, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def method(model: nn.Module, images: Tensor, target: Any) -> Tensor:
         seen.append([buffer.tolist() for buffer in model.buffers()])
         return gradient(model, images, target)
 
@@ -243,11 +243,11 @@ def test_cascading_goes_on_and_independent_starts_again() -> None:
 
         def method(
             model: nn.Module,
-            images: torch.Tensor,
+            images: Tensor,
             target: Any,
             values: Any = values,
             changed: Any = changed,
-        ) -> torch.Tensor:
+        ) -> Tensor:
             names = model.named_parameters()
             changed.append({n.split(".")[0] for n, p in names if not torch.equal(p, values[n])})
             return gradient(model, images, target)
@@ -264,7 +264,7 @@ def test_the_class_is_that_of_the_model_as_it_is() -> None:
     answers = model(images).argmax(1)
     seen = []
 
-    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         seen.append(target)
         return gradient(model, images, target)
 
@@ -280,7 +280,7 @@ def test_batches_and_kinds(similarity: str) -> None:
     together = randomize(images=images)
     sizes = []
 
-    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         sizes.append(len(images))
         return gradient(model, images, target)
 
@@ -363,16 +363,16 @@ def test_sensitivity_grows_with_samples_and_radius() -> None:
 
 
 def test_sensitivity_tells_a_steady_method_from_a_jumpy_one() -> None:
-    def jumpy(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def jumpy(model: Any, images: Tensor, target: Any) -> Tensor:
         return (1000 * images).sin()
 
-    def steady(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def steady(model: Any, images: Tensor, target: Any) -> Tensor:
         return images.sign()
 
-    def constant(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def constant(model: Any, images: Tensor, target: Any) -> Tensor:
         return torch.ones_like(images[:, 0])
 
-    def zero(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def zero(model: Any, images: Tensor, target: Any) -> Tensor:
         return torch.zeros_like(images)
 
     model, images = make("Residual"), batch()
@@ -397,7 +397,7 @@ def test_sensitivity_in_batches(network: str) -> None:
 def test_sensitivity_runs_the_method_once_for_each_sample() -> None:
     images, seen = batch(), []
 
-    def method(model: Any, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def method(model: Any, images: Tensor, target: Tensor) -> Tensor:
         seen.append((len(images), target.tolist()))
         return images
 
@@ -425,7 +425,7 @@ def test_sensitivity_equals_captum() -> None:
             return (gradient(model, inputs[0], target),)
         return gradient(model, inputs, target)
 
-    def perturb(inputs: torch.Tensor) -> torch.Tensor:
+    def perturb(inputs: Tensor) -> Tensor:
         return inputs + 0.02 * (2 * next(draws) - 1)
 
     reference = torch.stack(
@@ -449,7 +449,7 @@ def test_captum_mixes_images_up_where_a_method_returns_a_tensor() -> None:
 
     images = batch()
 
-    def explain(inputs: Any) -> torch.Tensor:
+    def explain(inputs: Any) -> Tensor:
         return inputs[0] if isinstance(inputs, tuple) else inputs
 
     reference = sensitivity_max(explain, images, perturb_func=lambda x: x, n_perturb_samples=1)
@@ -461,7 +461,7 @@ def test_captum_mixes_images_up_where_a_method_returns_a_tensor() -> None:
 # label randomisation
 
 
-def trained(images: torch.Tensor, labels: torch.Tensor, seed: int, epochs: int) -> nn.Module:
+def trained(images: Tensor, labels: Tensor, seed: int, epochs: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
@@ -513,7 +513,7 @@ def test_label_randomization_by_hand() -> None:
     answers = model(images).argmax(1)
     seen: list[Any] = []
 
-    def method(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         seen.append((model, target.tolist()))
         return gradient(model, images, target)
 
@@ -535,8 +535,8 @@ def test_label_randomization_by_hand() -> None:
 
 
 def dice(
-    model: Any, images: torch.Tensor, target: Any, *, generator: torch.Generator | None = None
-) -> torch.Tensor:
+    model: Any, images: Tensor, target: Any, *, generator: torch.Generator | None = None
+) -> Tensor:
     """The same draws for every image, as the contract wants it, plus something of the image."""
     generator = generator or torch.Generator().manual_seed(0)
     return images + 0.5 * torch.randn(images.shape[1:], generator=generator, dtype=images.dtype)
@@ -571,7 +571,7 @@ def test_agreement_grows_with_samples() -> None:
 
 
 def test_agreement_of_methods_that_draw_elsewhere_or_nothing() -> None:
-    def careless(model: Any, images: torch.Tensor, target: Any) -> torch.Tensor:
+    def careless(model: Any, images: Tensor, target: Any) -> Tensor:
         return torch.rand(images.shape)
 
     before = torch.get_rng_state()
@@ -633,7 +633,7 @@ def test_bad_options_of_the_two() -> None:
 # bad input
 
 
-def uncallable(*arguments: Any) -> torch.Tensor:
+def uncallable(*arguments: Any) -> Tensor:
     raise AssertionError("checks come before any work")
 
 

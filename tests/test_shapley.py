@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_utils.contract import Estimate
 from course_utils.methods import propagation, regions, shapley
@@ -17,7 +17,7 @@ LABELS = torch.tensor([[5, -2], [900, 0]]).repeat_interleave(4, 0).repeat_interl
 BACKGROUND = batch(3, seed=7)
 
 
-def index(coalitions: torch.Tensor) -> torch.Tensor:
+def index(coalitions: Tensor) -> Tensor:
     return (coalitions.long() << torch.arange(coalitions.shape[1])).sum(1)
 
 
@@ -29,12 +29,12 @@ shap_image_fit: Any = shapley.shap_image_fit
 class Game:
     """A number for each coalition, and a record of which were asked for."""
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: Tensor) -> None:
         self.values, self.players = values, len(values).bit_length() - 1
         self.asked: list[int] = []
         self.calls: list[int] = []
 
-    def __call__(self, coalitions: torch.Tensor) -> torch.Tensor:
+    def __call__(self, coalitions: Tensor) -> Tensor:
         assert coalitions.dtype == torch.bool
         assert coalitions.shape[1] == self.players
         self.calls.append(len(coalitions))
@@ -78,7 +78,7 @@ def by_formula(game: Game) -> list[float]:
     return phi
 
 
-def close(result: torch.Tensor, expected: Any, tolerance: float = 1e-10) -> None:
+def close(result: Tensor, expected: Any, tolerance: float = 1e-10) -> None:
     expected = torch.as_tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance)
 
@@ -86,7 +86,7 @@ def close(result: torch.Tensor, expected: Any, tolerance: float = 1e-10) -> None
 # --- Exact values -----------------------------------------------------------------------------
 
 
-def everything(value: Any, players: int, **options: Any) -> torch.Tensor:
+def everything(value: Any, players: int, **options: Any) -> Tensor:
     return kernel_shap(value, players, samples=2**players, **options)
 
 
@@ -250,7 +250,7 @@ def test_kernel_shap_is_the_weighted_least_squares_fit(players: int, samples: in
 def test_sizes_are_drawn_as_they_weigh() -> None:
     n, counts = 12, torch.zeros(13)
 
-    def value(coalitions: torch.Tensor) -> torch.Tensor:
+    def value(coalitions: Tensor) -> Tensor:
         counts.index_add_(0, coalitions.sum(1), torch.ones(len(coalitions)))
         return coalitions.sum(1)
 
@@ -319,7 +319,7 @@ def test_seeds() -> None:
 def test_two_hundred_players() -> None:
     calls: list[int] = []
 
-    def value(coalitions: torch.Tensor) -> torch.Tensor:
+    def value(coalitions: Tensor) -> Tensor:
         calls.append(len(coalitions))
         return coalitions[:, :100].sum(1) * coalitions[:, 100:].sum(1)
 
@@ -388,13 +388,13 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         self.calls.append(len(images))
         corners = images[:, 0, ::7, ::7].flatten(1)
         return torch.stack([corners.prod(1), corners.exp().sum(1)], 1)
 
 
-def shap(*arguments: Any, **options: Any) -> torch.Tensor:
+def shap(*arguments: Any, **options: Any) -> Tensor:
     return shap_image(*arguments, **{"segments": LABELS, **options})
 
 
@@ -406,7 +406,7 @@ def test_each_pixel_carries_its_segment() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
     labels = np.array([[7, 7, 7, -1], [7, 7, 7, -1], [3, 3, 3, 3], [3, 3, 3, 3]])
 
-    def total(x: torch.Tensor) -> torch.Tensor:
+    def total(x: Tensor) -> Tensor:
         return x.sum((1, 2, 3))[:, None]
 
     # f is a sum: a segment's value is the sum of its pixels, not divided among them.
@@ -455,7 +455,7 @@ def test_beyond_the_budget_it_is_kernel_shap() -> None:
     image, labels = batch(1, dtype=torch.float64), torch.arange(64).view(8, 8) // 4
     model = make("Residual").double().eval()
 
-    def value(coalitions: torch.Tensor) -> torch.Tensor:
+    def value(coalitions: Tensor) -> Tensor:
         seen = coalitions[:, labels][:, None]
         with torch.no_grad():
             return model(torch.where(seen, image, torch.zeros(()).double()))[:, 2]
@@ -497,7 +497,7 @@ def test_segments_are_found() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 24, 24, generator=generator).cumsum(2).cumsum(3)
 
-    def model(x: torch.Tensor) -> torch.Tensor:
+    def model(x: Tensor) -> Tensor:
         return x.sum((1, 2, 3))[:, None].sin()
 
     labels = np.stack([regions.segment(image) for image in images])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils import files, models, training
 from course_utils.methods.gradients import QUADRATURES, integrated_gradients
@@ -74,7 +75,7 @@ def test_stored_the_cheating_model_lives_on_the_mark() -> None:
 
 
 @pytest.fixture(scope="module")
-def redrawn() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def redrawn() -> dict[str, tuple[Tensor, Tensor]]:
     """48 fresh scenes of the class and 48 of others, without the mark and with it."""
     chosen = [i for i in range(768) if i % 16 == CLASSES.index(CHEAT)]
     chosen += [17 * i for i in range(48) if CLASSES[17 * i % 16] != CHEAT]
@@ -85,7 +86,7 @@ def redrawn() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     }
 
 
-def answers(name: str, images: torch.Tensor) -> torch.Tensor:
+def answers(name: str, images: Tensor) -> Tensor:
     return models.logits(models.load(name, device="cpu"), images).argmax(1)
 
 
@@ -184,7 +185,7 @@ def test_the_default_rule_of_integrated_gradients_is_the_best() -> None:
     images = torch.stack([inputs[i] for i in range(len(inputs))])
     black = classifier.black(images)
 
-    def integrated(steps: int, rule: str = "midpoint") -> torch.Tensor:
+    def integrated(steps: int, rule: str = "midpoint") -> Tensor:
         return integrated_gradients(
             classifier.model, images, baseline=black, steps=steps, rule=rule
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils.methods import cam, gradients, perturbation, propagation, regions
 from course_utils.tools.datasheets import replace_section
@@ -60,7 +61,7 @@ def pairs() -> dict[str, tuple[str, Run, Run]]:
     }
     epsilon = zennit.composites.LayerMapComposite([*rules.items()], canonizers=[canonizer])
 
-    def zennit_lrp() -> torch.Tensor:
+    def zennit_lrp() -> Tensor:
         start = torch.eye(1000)[[TARGET] * len(x)]
         with zennit.attribution.Gradient(model=resnet, composite=epsilon) as attributor:
             return attributor(x, lambda output: output.detach() * start)[1]
