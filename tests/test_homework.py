@@ -3,6 +3,7 @@
 import cProfile
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,14 @@ def answer_of(kind: str, exercise: checks.Exercise) -> Callable[..., Any]:
 def test_key_passes(exercise: checks.Exercise, capsys: pytest.CaptureFixture[str]) -> None:
     check(exercise.name, answer_of("key", exercise))
     assert capsys.readouterr().out.endswith(f"{exercise.name}: all of it holds.\n")
+
+
+@each_exercise
+def test_forbidden_modules_of_the_course_are_there(exercise: checks.Exercise) -> None:
+    """A module that was renamed would forbid nothing."""
+    for name in exercise.forbidden:
+        if name.startswith("course_utils."):
+            assert importlib.util.find_spec(name), name
 
 
 @each_exercise

@@ -100,12 +100,12 @@ def shap_one_by_one(
     images: Tensor,
     target: Tensor,
     segments: Tensor,
-    fill: Tensor,
+    baseline: Tensor,
     samples: int,
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Each image alone, a fill of the image's shape, the generator's state by hand."""
+    """Each image alone, a baseline of the image's shape, the generator's state by hand."""
     from captum.attr import KernelShap
 
     state = torch.get_rng_state()
@@ -113,7 +113,7 @@ def shap_one_by_one(
     values = [
         KernelShap(model).attribute(
             images[i : i + 1],
-            baselines=fill.expand_as(images[:1]),
+            baselines=baseline.expand_as(images[:1]),
             target=int(target[i]),
             feature_mask=segments[i].expand_as(images[:1]),
             n_samples=samples,
@@ -136,7 +136,7 @@ def shap_per_segment(**case: Any) -> Tensor:
         for i, mask in enumerate(masks):
             values = KernelShap(case["model"]).attribute(
                 case["images"][i : i + 1],
-                case["fill"],
+                case["baseline"],
                 case["target"][i : i + 1],
                 feature_mask=mask[None, None],
                 n_samples=case["samples"],

@@ -378,13 +378,13 @@ def captum_shap(
     images: Tensor,
     target: Tensor,
     segments: Tensor,
-    fill: Tensor,
+    baseline: Tensor,
     samples: int,
     batch_size: int,
     seed: int,
     *,
     by_segment: bool = True,
-    filled: bool = True,
+    with_baseline: bool = True,
     all_samples: bool = True,
     in_parts: bool = True,
     softmax: bool = False,
@@ -406,7 +406,7 @@ def captum_shap(
             torch.manual_seed(random.randrange(2**31))
         values = explainer.attribute(
             images,
-            baselines=fill if filled else None,
+            baselines=baseline if with_baseline else None,
             target=int(target[0]) if one_class else target,
             feature_mask=segments[:, None] if by_segment else None,
             n_samples=samples if all_samples else 25,
@@ -421,8 +421,8 @@ CAPTUM_SHAP: Mistakes = {
         "without `feature_mask` each value of each channel is a player, and nobody could sample "
         "that many.",
     ),
-    "Captum's default fill": (
-        {"filled": False},
+    "Captum's default baseline": (
+        {"with_baseline": False},
         "hidden segments show 0, the mean colour, unless `baselines` says what else.",
     ),
     "Captum's default number of samples": (
@@ -466,7 +466,7 @@ def _shap_exactly(**case: Any) -> Tensor:
         case["images"],
         case["target"],
         segments=case["segments"],
-        baseline=case["fill"],
+        baseline=case["baseline"],
         samples=2 ** (int(case["segments"].max()) + 1),
     )
     return tensor_of(values, "the map")
@@ -474,7 +474,7 @@ def _shap_exactly(**case: Any) -> Tensor:
 
 # The mistakes that the values show; the others give them, too, to the error of sampling.
 _OTHER_VALUES = (
-    "Captum's default fill",
+    "Captum's default baseline",
     "of the softmax",
     "the first image's class for all",
     "channels added",
@@ -511,13 +511,13 @@ def check_captum_shap(answer: Answer, known: Exercise) -> Iterator[str]:
 def _segmented() -> list[dict[str, Any]]:
     """The small networks; each image is cut into four or six segments, and has a colour to hide."""
     asked = []
-    for case, fill in zip(small_cases(), ((1.5, -1.0, 2.0), (-1.0, 2.0, 0.5)), strict=True):
+    for case, colour in zip(small_cases(), ((1.5, -1.0, 2.0), (-1.0, 2.0, 0.5)), strict=True):
         height, width = case["images"].shape[2:]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         cut = [rows * (2 + i % 2) // height * 2 + columns * 2 // width for i in range(3)]
-        colour = torch.tensor(fill, dtype=torch.float64).view(1, 3, 1, 1)
+        baseline = torch.tensor(colour, dtype=torch.float64).view(1, 3, 1, 1)
         rest = {"samples": 60, "batch_size": 16, "seed": 3}
-        asked.append({**case, "segments": torch.stack(cut), "fill": colour, **rest})
+        asked.append({**case, "segments": torch.stack(cut), "baseline": baseline, **rest})
     return asked
 
 
