@@ -27,7 +27,8 @@ def load_image(source: Source) -> np.ndarray:
     """Any photo as a (height, width, 3) uint8 array: upright, its size unchanged, on white.
 
     source: a path, the bytes of a file, an open file, a PIL image, or an array (H, W), (H, W, 3) or
-    (H, W, 4) in uint8, uint16 or floats from 0 to 1. The first frame of an animation is taken.
+    (H, W, 4) in uint8, uint16 or floats from 0 to 1. The first frame of an animation is taken. A
+    picture of 32-bit integers is 8 bits deep if none is above 255, else 16.
 
     Raises ValueError (not a picture, damaged, above 120 megapixels), TypeError (none of the kinds
     above) or FileNotFoundError, each with one sentence.
@@ -115,20 +116,32 @@ def _upright(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> np.ndarray:
     """RGB pixels: wide values scaled to 8 bits, transparent ones on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = _from_array(_narrow(np.asarray(image)))
+        image = _narrow(image)
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        # Of 16-bit colours Pillow keeps the upper 8 bits, but all of the transparent one.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
-def _narrow(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of Pillow's 16-bit, 32-bit and float modes as uint16, or floats."""
-    if pixels.dtype.kind == "f":
-        return pixels
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"values from {pixels.min()} to {pixels.max()} do not fit 16 bits")
-    return pixels.astype(np.uint16)
+def _narrow(image: Image.Image) -> Image.Image:
+    """Pillow's 16-bit, 32-bit and float modes in 8 bits; the value that is transparent stays so."""
+    pixels = np.asarray(image)
+    clear = pixels == image.info.get("transparency")
+    if pixels.dtype.kind != "f":
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"values from {pixels.min()} to {pixels.max()} do not fit 16 bits")
+        # Nothing says how deep 32-bit integers are; `Image.convert` leaves grey from 0 to 255.
+        eight = image.mode == "I" and pixels.max() <= 255
+        pixels = pixels.astype(np.uint8 if eight else np.uint16)
+    narrow = _from_array(pixels)
+    if clear.any():
+        narrow.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    return narrow
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -144,17 +157,19 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ValueError(f"source: the array is empty, its shape is {array.shape}")
     if array.shape[0] * array.shape[1] > MEGAPIXELS * 1_000_000:
         raise _too_large("the array", f" (its shape is {array.shape})")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # files may be big-endian
     if array.dtype == np.uint16:
         array = array / 65535
     elif array.dtype == bool:
         array = array.astype(float)
     if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):  # false for NaN too
+        levels = np.rint(array * 255)  # and so forgives what lies outside by a rounding error
+        if not (levels.min() >= 0 and levels.max() <= 255):  # false for NaN too
             raise ValueError(
-                f"source: floats must lie in [0, 1] but reach from {array.min():.3g} to "
-                f"{array.max():.3g}; to_image turns a model's tensor into a picture"
+                f"source: floats must lie in [0, 1] but reach from {array.min():.4g} to "
+                f"{array.max():.4g}; to_image turns a model's tensor into a picture"
             )
-        array = np.rint(array * 255).astype(np.uint8)
+        array = levels.astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(
             f"source: the array holds {array.dtype}; use uint8, uint16, or floats from 0 to 1"

@@ -150,6 +150,8 @@ def test_broken_exif_is_ignored() -> None:
         (Image.new("HSV", (4, 3), (0, 255, 255)), (255, 0, 0)),
         (Image.new("I;16", (4, 3), 257 * 77), (77, 77, 77)),
         (Image.new("I", (4, 3), 65535), WHITE),
+        (Image.new("I", (4, 3), 77), (77, 77, 77)),
+        (Image.new("L", (4, 3), 77).convert("I"), (77, 77, 77)),
         (Image.new("F", (4, 3), 1.0), WHITE),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
@@ -186,6 +188,31 @@ def test_16_bit_png(color: int, channels: int) -> None:
     assert (result == 200).all()
 
 
+@pytest.mark.parametrize(
+    ("color", "clear", "near"),
+    [(0, (30_000,), (30_001,)), (0, (77,), (78,)), (2, (30_000, 5, 6), (30_000, 5, 600))],
+)
+def test_16_bit_png_with_a_transparent_colour(
+    color: int, clear: tuple[int, ...], near: tuple[int, ...]
+) -> None:
+    values = (*clear, *near, *[0] * len(clear))
+    row = struct.pack(f">{len(values)}H", *values)
+    content = png(3, 1, 16, color, b"\0" + row)
+    at = content.index(b"IDAT") - 4
+    content = content[:at] + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) + content[at:]
+    white, opaque, black = load_image(content)[0].tolist()
+    assert white == list(WHITE)
+    assert opaque[0] == round(near[0] / 257)
+    assert black == [0, 0, 0]
+
+
+def test_32_bit_integers_are_8_or_16_bits_deep() -> None:
+    for values, expected in (([0, 79, 255], [0, 79, 255]), ([0, 257 * 79, 65535], [0, 79, 255])):
+        image = Image.fromarray(np.array([values], np.int32))
+        for source in (image, encoded(image, "TIFF")):
+            assert load_image(source)[0, :, 0].tolist() == expected
+
+
 def test_16_bits_use_the_whole_range() -> None:
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None]
     result = load_image(encoded(Image.fromarray(ramp)))
@@ -218,6 +245,10 @@ def test_never_resized(height: int, width: int) -> None:
         (np.full((3, 4, 3), 1, np.float32), 255),
         (np.full((3, 4, 4), (0.0, 0.0, 0.0, 0.2)), 204),
         (np.full((6, 4, 3), 77, np.uint8)[::2], 77),
+        (np.full((3, 4), 257 * 77, ">u2"), 77),
+        (np.full((3, 4, 3), 0.2, ">f4"), 51),
+        (np.full((3, 4, 3), 1.0000001, np.float32), 255),  # rounding errors
+        (np.full((3, 4), -1e-9), 0),
     ],
 )
 def test_arrays(array: np.ndarray, expected: int) -> None:
@@ -277,6 +308,7 @@ def test_bad_files(case: str, opened: str, tmp_path: Path) -> None:
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((4, 4), np.int64),
         np.full((4, 4), 1.5),
+        np.full((4, 4), 1.003),
         np.full((4, 4), -0.1),
         np.full((4, 4), np.nan),
         np.full((4, 4), "a"),

@@ -20,7 +20,8 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
+from nbgrader import utils
 
 from course_utils.homework import check, checks
 from course_utils.tools import fence, grading, release
@@ -110,9 +111,11 @@ def integrated_gradients(model, images, target, baseline, steps):
 
 
 def hostile(released: NotebookNode) -> NotebookNode:
-    """A deleted check, copied cells, a tampered check, a thief, an endless loop."""
+    """A deleted check, copied cells, a tampered check, a thief, an endless loop, a lost answer."""
     notebook = without_pictures(right(released))
     cells = by_name(notebook)
+    for name in WRITTEN:
+        cells[name].metadata = NotebookNode()
     notebook.cells.remove(cells["check_maps_and_slopes"])
     for place in (3, len(notebook.cells)):
         for name in ("check_grad_cam", "grad_cam"):
@@ -392,6 +395,156 @@ def test_a_check_comes_after_the_answer(spoil: Any) -> None:
         for i in unanswered
         if restored.index(SQUARE) < i < restored.index("assert square(3) == 9")
     ]
+
+
+# Answers in words that lost their cells --------------------------------------------------------
+
+STUB, WORDS = release.TEXT_STUB, "Late, where the two objects are apart."
+
+
+def text(name: str, source: str, **grader: Any) -> NotebookNode:
+    """A released cell with a text; without a name one of the student's own."""
+    return new_markdown_cell(source, metadata=cell(name, "", **grader).metadata)
+
+
+def questions() -> NotebookNode:
+    """Two questions in words; around them what a homework has."""
+    answer = {"solution": True, "locked": False, "points": 50}
+    cells = [
+        cell("setup", "import math"),
+        text("asks_where", "**Which layer?**"),
+        text("where", STUB, **answer),
+        cell("", "print(1)"),
+        text("asks_why", "**Why there?**"),
+        text("why", STUB, **answer),
+    ]
+    notebook: NotebookNode = new_notebook(cells=cells)
+    return notebook
+
+
+def without_its_metadata(cells: list[NotebookNode]) -> None:
+    cells[2] = text("", WORDS)
+
+
+def below_the_empty_one(cells: list[NotebookNode]) -> None:
+    cells.insert(3, text("", WORDS))
+
+
+def above_the_empty_one(cells: list[NotebookNode]) -> None:
+    cells.insert(2, text("", WORDS))
+
+
+def in_the_question(cells: list[NotebookNode]) -> None:
+    cells[1].source = WORDS
+
+
+def without_any_metadata(cells: list[NotebookNode]) -> None:
+    cells[2].source = WORDS
+    forget(cells)
+
+
+def raw(cells: list[NotebookNode]) -> None:
+    cells[2] = new_raw_cell(WORDS)
+
+
+def emptied(cells: list[NotebookNode]) -> None:
+    cells[2].source = ""
+    cells.insert(3, text("", WORDS))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without_its_metadata,
+        below_the_empty_one,
+        above_the_empty_one,
+        in_the_question,
+        without_any_metadata,
+        raw,
+        emptied,
+    ],
+)
+def test_a_written_answer_is_found_by_its_place(spoil: Any) -> None:
+    notebook, given = questions(), questions()
+    spoil(notebook.cells)
+    restored = grading.restored(notebook, given)
+    nbformat.validate(restored)
+    known = by_name(restored)
+    assert list(known) == list(by_name(given))
+    assert [cell.source for cell in known.values()] == [
+        WORDS if name == "where" else cell.source for name, cell in by_name(given).items()
+    ]
+    assert known["where"].metadata == by_name(given)["where"].metadata
+    assert known["where"].cell_type == "markdown"
+    assert sources(restored).count(WORDS) == 1
+
+
+def at_the_end_of_both(cells: list[NotebookNode]) -> None:
+    cells[:] = [*cells[:2], *cells[3:5], text("", WORDS)]
+    del cells[3]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        at_the_end_of_both,  # "asks_why" is lost, too: it answers one of the two
+        lambda cells: cells.insert(0, text("", WORDS)),
+        lambda cells: cells.insert(3, cell("", WORDS)),  # words in a cell for code
+        lambda cells: cells.insert(3, cell("", f"# {WORDS}")),
+        lambda cells: cells.insert(3, cell("", f"{'-' * 100_000}1  # {WORDS}")),
+    ],
+)
+def test_an_empty_question_waits_while_there_are_words_elsewhere(spoil: Any) -> None:
+    notebook, given = questions(), questions()
+    spoil(notebook.cells)
+    restored = grading.restored(notebook, given)
+    assert any(WORDS in source for source in sources(restored))
+    for name, cell in by_name(restored).items():
+        released = by_name(given)[name]
+        if name in ("where", "why"):
+            assert cell.source == f"{STUB}\n\n{grading.ELSEWHERE}"
+            cell.metadata.nbgrader.checksum = utils.compute_checksum(released)
+            assert utils.determine_grade(cell) == (None, 50)
+        else:
+            assert cell == released
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda cells: None,
+        lambda cells: cells.insert(3, cell("", "print(2)")),
+        lambda cells: cells.insert(3, text("", STUB)),
+        lambda cells: cells.insert(3, text("", " ")),
+        forget,
+        drop("where", "why"),
+    ],
+)
+def test_a_question_without_any_words_stays_empty(spoil: Any) -> None:
+    notebook = questions()
+    spoil(notebook.cells)
+    known = by_name(grading.restored(notebook, questions()))
+    for name in ("where", "why"):
+        assert known[name].source == STUB
+        known[name].metadata.nbgrader.checksum = utils.compute_checksum(by_name(questions())[name])
+        assert utils.determine_grade(known[name]) == (0, 50)
+
+
+def test_words_beside_an_answer_stay_where_they_are() -> None:
+    notebook = questions()
+    notebook.cells[2].source, notebook.cells[5].source = WORDS, "Because."
+    notebook.cells.insert(3, text("", "A note."))
+    assert sources(grading.restored(notebook, questions())) == sources(notebook)
+
+
+@pytest.mark.parametrize("path", sorted(keys.RELEASE.glob("hw*.ipynb")), ids=lambda path: path.stem)
+def test_every_written_question_of_the_course_is_found_by_its_place(path: Path) -> None:
+    released = nbformat.read(path, as_version=4)
+    for name, cell in by_name(released).items():
+        if cell.metadata.nbgrader.solution and cell.cell_type == "markdown":
+            submitted = copy.deepcopy(released)
+            by_name(submitted)[name].update(source=WORDS, metadata=NotebookNode())
+            assert by_name(grading.restored(submitted, released))[name].source == WORDS
 
 
 def test_a_picture_pasted_into_an_answer_stays() -> None:

@@ -8,6 +8,10 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 
 from course_utils.evaluation import sanity
 from course_utils.evaluation.sanity import (
@@ -78,6 +82,18 @@ def test_the_order_is_that_of_running() -> None:
             return self.last(self.norm(self.first(x)).square().mean((2, 3)))
 
     assert list(parameter_randomization(Backwards(), batch(), gradient)) == ["last", "first"]
+
+
+def test_of_several_runs_the_last_counts() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.fc = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.one(self.two(self.one(x)).relu()).square().mean((2, 3)))
+
+    assert list(parameter_randomization(Twice(), batch(), gradient)) == ["fc", "one", "two"]
 
 
 def test_layers_of_the_shipped_model() -> None:
@@ -330,6 +346,287 @@ def test_the_generator() -> None:
         generator = torch.Generator().manual_seed(0)
         assert torch.equal(first, measure(generator=generator))
         assert not torch.equal(first, measure(generator=generator))
+
+
+# weights that are computed, and parameters that no layer draws
+
+
+class Doubled(nn.Module):
+    """A parametrization without an inverse."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return 2 * original
+
+
+def pruned(layer: nn.Module, amount: float = 0.3) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", amount)
+
+
+def pruned_twice(layer: nn.Module) -> nn.Module:
+    return prune.ln_structured(pruned(layer), "weight", 0.3, n=2, dim=1)
+
+
+def norm_of_pruned(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(weight_norm(layer), "weight_v", 0.3)
+
+
+WRAPS: dict[str, Callable[[Any], nn.Module]] = {
+    "weight_norm": weight_norm,
+    "weight_norm of all": partial(weight_norm, dim=None),  # type: ignore[arg-type]
+    "spectral_norm": spectral_norm,
+    "pruned": pruned,
+    "pruned twice": pruned_twice,
+    "weight_norm of pruned": norm_of_pruned,
+    "parametrizations.weight_norm": parametrizations.weight_norm,
+    "parametrizations.spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "householder": partial(
+        parametrizations.orthogonal, orthogonal_map="householder", use_trivialization=False
+    ),
+    "cayley": partial(
+        parametrizations.orthogonal, orthogonal_map="cayley", use_trivialization=False
+    ),
+    "doubled": lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+    "two": lambda layer: parametrizations.spectral_norm(parametrizations.weight_norm(layer)),
+}
+every_wrap = pytest.mark.parametrize("wrap", WRAPS)
+old_norms = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+
+
+def wrapped(wrap: str) -> nn.Module:
+    model = make("Functional")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for layer in (model.conv1, model.conv2, model.fc):
+            WRAPS[wrap](layer)
+        with torch.no_grad():
+            model(batch())
+    return model
+
+
+@old_norms
+@every_wrap
+@pytest.mark.parametrize("cascading", [True, False])
+def test_layers_whose_weights_are_computed(wrap: str, cascading: bool) -> None:
+    model = wrapped(wrap).eval()
+    result = parameter_randomization(model, batch(), gradient, target=0, cascading=cascading)
+    assert list(result) == LAYERS["Functional"]
+    # Cayley's map of small numbers is near the identity, drawn anew as well.
+    assert all((value < (1 if wrap == "cayley" else 0.95)).all() for value in result.values())
+
+
+@old_norms
+@pytest.mark.parametrize("wrap", ["weight_norm", "parametrizations.weight_norm"])
+def test_a_weight_norm_is_as_no_norm(wrap: str) -> None:
+    """g and v become those of the weight that the plain layer draws."""
+    plain = parameter_randomization(make("Functional"), batch(), gradient, target=0)
+    result = parameter_randomization(wrapped(wrap), batch(), gradient, target=0)
+    for name, value in plain.items():
+        torch.testing.assert_close(result[name], value, atol=2e-3, rtol=0)
+
+
+@old_norms
+@every_wrap
+def test_a_computed_weight_is_drawn_as_the_layer_draws_it(wrap: str) -> None:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(6, 4)
+    plain = nn.Linear(6, 4)
+    WRAPS[wrap](layer)
+    layer.eval()(torch.zeros(1, 6))
+    before = layer.weight.detach().clone()
+    for one in (layer, plain):
+        torch.manual_seed(3)
+        sanity.draw(one)
+    layer(torch.zeros(1, 6))
+    weight, drawn = layer.weight.detach(), plain.weight.detach()
+    assert torch.equal(layer.bias, plain.bias)
+    if "pruned" in wrap:
+        mask = layer.weight_v_mask if "norm" in wrap else layer.weight_mask
+        assert 0 < (mask == 0).sum() < mask.numel()
+        assert torch.equal(weight == 0, mask == 0)
+        if "norm" not in wrap:
+            assert torch.equal(weight, mask * drawn)
+    elif "spectral" in wrap or wrap == "two":
+        norm = torch.linalg.matrix_norm(drawn, 2)
+        torch.testing.assert_close(weight, drawn / norm, atol=0.02, rtol=0)
+    elif "weight_norm" in wrap:
+        torch.testing.assert_close(weight, drawn)
+    elif wrap != "doubled":
+        torch.testing.assert_close(weight @ weight.mT, torch.eye(4), atol=1e-5, rtol=0)
+    assert (weight - before).abs().max() > 0.1
+
+
+@old_norms
+@every_wrap
+@pytest.mark.parametrize("cascading", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_computed_weights_are_given_back(wrap: str, cascading: bool, fails: bool) -> None:
+    model = wrapped(wrap)
+    before, flags = state(model), [module.training for module in model.modules()]
+    hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
+    logits = model.eval()(batch())
+    model.train()
+    plain = [(module, "weight", id(w), w.tolist()) for module, w in weights_beside(model)]
+    calls: list[None] = []
+
+    def method(model: nn.Module, images: Tensor, target: Any) -> Tensor:
+        calls.append(None)
+        assert not any(module.training for module in model.modules())
+        if fails and len(calls) == 3:
+            raise RuntimeError("broken")
+        return gradient(model, images, target)
+
+    try:
+        parameter_randomization(model, batch(), method, cascading=cascading)
+    except RuntimeError:
+        assert fails
+    assert state(model) == before
+    assert [(module, "weight", id(w), w.tolist()) for module, w in weights_beside(model)] == plain
+    assert [module.training for module in model.modules()] == flags
+    assert [dict(module._forward_pre_hooks) for module in model.modules()] == hooks
+    assert torch.equal(model.eval()(batch()), logits)
+
+
+def weights_beside(model: nn.Module) -> list[tuple[nn.Module, Tensor]]:
+    """Weights that hooks left as attributes."""
+    return [
+        (module, vars(module)["weight"]) for module in model.modules() if "weight" in vars(module)
+    ]
+
+
+def transformers() -> dict[str, nn.Module]:
+    swin = {"patch_size": [4, 4], "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]}
+    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = {
+            "vit": VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5),
+            "swin": SwinTransformer(**swin, window_size=[4, 4], num_classes=5),
+            "convnext": ConvNeXt(blocks, layer_scale=0.1, num_classes=5),
+        }
+        nn.init.normal_(made["vit"].heads.head.weight)
+    return made
+
+
+OF_TRANSFORMERS = {
+    "vit": [
+        *("heads.head", *(f"encoder.layers.encoder_layer_0.mlp.{n}" for n in (3, 0))),
+        *(
+            f"encoder.layers.encoder_layer_0.self_attention.{n}"
+            for n in ("out_proj", "in_proj_weight")
+        ),
+        *("encoder.pos_embedding", "class_token", "conv_proj"),
+    ],
+    "swin": [
+        "head",
+        *(f"features.3.0.{n}" for n in ("mlp.3", "mlp.0", "attn.proj", "attn.qkv")),
+        *("features.3.0.attn.relative_position_bias_table", "features.2.reduction"),
+        *(f"features.1.0.{n}" for n in ("mlp.3", "mlp.0", "attn.proj", "attn.qkv")),
+        *("features.1.0.attn.relative_position_bias_table", "features.0.0"),
+    ],
+    "convnext": [
+        "classifier.2",
+        *(f"features.3.0.{n}" for n in ("layer_scale", "block.5", "block.3", "block.0")),
+        "features.2.1",
+        *(f"features.1.0.{n}" for n in ("layer_scale", "block.5", "block.3", "block.0")),
+        "features.0.0",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+@pytest.mark.parametrize("cascading", [True, False])
+def test_networks_with_parameters_of_their_own(name: str, cascading: bool) -> None:
+    model = transformers()[name]
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    values = {name: value.clone() for name, value in model.named_parameters()}
+    before, changed = state(model), []
+
+    def method(model: nn.Module, images: Tensor, target: Any) -> Tensor:
+        named = model.named_parameters()
+        changed.append({n for n, p in named if not torch.equal(p, values[n])})
+        return gradient(model, images, target)
+
+    result = parameter_randomization(model, images, method, cascading=cascading)
+    assert list(result) == OF_TRANSFORMERS[name]
+    assert all((value < 1).all() for value in result.values())
+    assert state(model) == before
+    for layer, names in zip(result, changed[1:], strict=True):
+        assert layer in names or f"{layer}.weight" in names
+    if cascading:
+        kept = {n for n, v in values.items() if v.ndim == 1 and v.unique().numel() == 1}
+        assert changed[-1] >= values.keys() - kept  # a norm of 1 and 0 is new already
+
+
+def test_a_copy_forgets_the_parameters_of_no_layer() -> None:
+    model = transformers()["vit"]
+    other = dict(sanity.randomized_copy(model).named_parameters())
+    for name in ("class_token", "encoder.pos_embedding", "conv_proj.weight"):
+        assert not torch.equal(other[name], model.get_parameter(name))
+    attention = "encoder.layers.encoder_layer_0.self_attention.in_proj_"
+    for name in ("weight", "bias"):
+        assert not torch.equal(other[attention + name], model.get_parameter(attention + name))
+
+
+def test_a_parameter_of_no_layer_by_hand() -> None:
+    """Root mean square 5 of 3, 4 and √50; 0.02 where all are 0."""
+    for parameter, size in ((torch.tensor([3.0, 4.0, 50**0.5]), 5.0), (torch.zeros(2, 2), 0.02)):
+        parameter = nn.Parameter(parameter)
+        torch.manual_seed(0)
+        sanity.draw(parameter)
+        torch.manual_seed(0)
+        torch.testing.assert_close(parameter.detach(), size * torch.randn(parameter.shape))
+
+
+def test_what_runs_without_its_module() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Parameter(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.conv = nn.Conv2d(3, 6, 3)
+            self.unread = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.conv.weight, self.conv.bias).relu() * self.scale
+            return F.linear(x.mean((2, 3)), self.head)
+
+    model = Bare()
+    assert list(parameter_randomization(model, batch(), gradient)) == ["head", "conv"]
+    (head, conv) = sanity._layers(model, sanity._members(model), batch(1)).values()
+    assert list(head) == ["head"]
+    assert list(conv) == ["conv", "scale"]
+
+
+def test_parameters_that_a_layer_does_not_draw() -> None:
+    class Adapted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.gain = nn.Parameter(torch.ones(3))
+
+        def reset_parameters(self) -> None:
+            self.weight.data.fill_(7)  # as old code does, which leaves the version as it was
+            nn.init.zeros_(self.bias)
+
+    layer = Adapted()
+    nn.init.ones_(layer.weight)
+    sanity.draw(layer)
+    assert torch.equal(layer.weight, torch.full((3, 4), 7.0))
+    assert torch.equal(layer.bias, torch.zeros(3))
+    assert not torch.equal(layer.gain, torch.ones(3))
+
+
+@pytest.mark.parametrize("cascading", [True, False])
+def test_a_layer_that_stays_as_it_is_is_an_error(cascading: bool) -> None:
+    for name, first, last in (
+        ("0", nn.LayerNorm([3, 8, 8]), nn.Linear(192, 5)),  # new
+        ("2", nn.Conv2d(3, 3, 7), pruned(nn.Linear(12, 5, bias=False), 1.0)),
+    ):
+        model = nn.Sequential(first, nn.Flatten(), last)
+        before = state(model)
+        with pytest.raises(ValueError, match=f"^model .* its layer '{name}' anew changes nothing"):
+            parameter_randomization(model, batch(), edges, cascading=cascading)
+        assert state(model) == before
 
 
 # sensitivity
@@ -681,9 +978,10 @@ def test_bad_randomization() -> None:
             randomize(model, batch()[:, :, :6], similarity=similarity)
     with pytest.raises(ValueError, match="^model has no parameters"):
         randomize(nn.Flatten(), batch())
-    model.scale = nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match="^model cannot be randomised: its Residual '' has param"):
-        randomize(model, batch())
+    constant = nn.Flatten()
+    constant.unread = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="^model reads none of its parameters"):
+        parameter_randomization(constant, batch(), edges)
 
 
 @pytest.mark.parametrize("measure", [parameter_randomization, max_sensitivity])

@@ -1,7 +1,7 @@
 """Sanity checks: a map must depend on what the model has learnt, and not on invisible noise."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from course_utils.contract import (
     Model,
@@ -28,6 +34,12 @@ from course_utils.contract import (
 )
 from course_utils.methods import lime
 from course_utils.progress import counted, in_batches
+
+Member = nn.Module | nn.Parameter  # what is drawn anew at once
+
+COMPUTES = (WeightNorm, SpectralNorm, BasePruningMethod)  # a weight, before the forward pass
+POWER_ITERATIONS = 15  # as torch takes when it makes a spectral norm
+STD = 0.02  # of parameters that were 0 everywhere; vision transformers begin with it
 
 
 def parameter_randomization(
@@ -49,8 +61,12 @@ def parameter_randomization(
 
     A layer is a module with weights, such as a convolution; those with nothing but scales and
     shifts (BatchNorm, PReLU) are reset, to 1 and 0, with the layer they run after. BatchNorm's
-    running statistics stay. Layers are ordered as they run, of several runs the last; those that do
-    not run are left out. Costs one run of the method for each layer and one for the model as it is.
+    running statistics stay. A weight that is computed from others (weight_norm, spectral_norm,
+    pruning, parametrizations) is drawn as without that, and computed from what was drawn.
+    Parameters that no layer draws, such as a position embedding, are layers of their own, drawn
+    normally with mean 0 and the root mean square that they had. Layers are ordered as the forward
+    pass reads them, of several times the last; those that it does not read are left out. Costs one
+    run of the method for each layer and one for the model as it is.
 
     images: (N, C, H, W), in model space. method: any attribution method.
     target: a class, a LongTensor (N,), or None for the argmax of the model as it is.
@@ -62,7 +78,8 @@ def parameter_randomization(
     Returns layer → (N,), in the order randomised, output first; NaN for a map without contrast.
     The model keeps its Parameter objects and gets their values back, also after an error.
 
-    Raises ValueError or TypeError naming the argument.
+    Raises ValueError or TypeError naming the argument, ValueError also for a layer that stays as it
+    is when it is drawn anew.
     Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps, 2018.
     """
     check(model, images, target)
@@ -70,18 +87,17 @@ def parameter_randomization(
     _check_similarity(similarity, images)
     check_count("batch_size", batch_size)
     generator = check_generator(generator)
-    modules = _resettable(model)
-    with explaining(model), _restored(model.modules()):
+    members = _members(model)
+    with explaining(model), _restored(model):
         classes = predict_target(model, images, target, batch_size)
-        layers = _layers(model, modules, images[:1])
+        layers = _layers(model, members, images[:1])
         seeds = torch.randint(2**62, (len(layers),), generator=generator).tolist()
         original = maps_of(method, model, images, classes, batch_size)
         seen, result = _views(original, similarity), {}
-        for (name, members), seed in counted([*zip(layers.items(), seeds, strict=True)], "layer"):
-            with nullcontext() if cascading else _restored(members):
+        for (name, layer), seed in counted([*zip(layers.items(), seeds, strict=True)], "layer"):
+            with nullcontext() if cascading else _restored(model):
                 torch.manual_seed(seed)  # `explaining` gives the global generator's state back
-                for module in members:
-                    reset_parameters(module)
+                _randomize(name, layer)
                 maps = maps_of(method, model, images, classes, batch_size)
             result[name] = to_type_of(_compared(seen, maps, similarity), images)
     return result
@@ -253,74 +269,202 @@ def _check_similarity(similarity: str, images: Tensor) -> None:
         )
 
 
-def _resettable(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules with parameters of their own, and their names; ValueError if one has no reset."""
-    modules = {
-        module: name
-        for name, module in model.named_modules()
-        if next(module.parameters(False), None) is not None
-    }
-    if not modules:
+def _members(model: nn.Module) -> dict[str, Member]:
+    """Name → what is drawn anew at once: a layer, or a parameter that no layer draws."""
+    members: dict[str, Member] = {}
+    for name, module in model.named_modules():
+        if "parametrizations" in name.split("."):
+            continue  # drawn with the layer whose weights they make
+        if _own(module) and (hasattr(module, "reset_parameters") or _computed(module)):
+            members[name] = module
+        else:
+            for own, parameter in module.named_parameters(name, recurse=False):
+                if parameter.is_floating_point():
+                    members[own] = parameter
+    if not members:
         raise ValueError("model has no parameters that could be randomised")
-    for module, name in modules.items():
-        if not hasattr(module, "reset_parameters"):
-            raise ValueError(
-                f"model cannot be randomised: its {type(module).__name__} {name!r} has parameters "
-                "of its own, but no reset_parameters"
-            )
-    return modules
+    return members
+
+
+def _own(member: Member) -> list[nn.Parameter]:
+    """The parameters themselves; of a layer not those of its children."""
+    if isinstance(member, nn.Parameter):
+        return [member]
+    behind = _parametrizations(member).values()
+    return [*member.parameters(False), *(own for one in behind for own in one.parameters())]
+
+
+class _Reading(TorchDispatchMode):
+    """Notes the parameters that operations read, as a module or without one; the last read last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[nn.Parameter, None] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, nn.Parameter):
+                self.seen.pop(value, None)
+                self.seen[value] = None
+        return func(*args, **(kwargs or {}))
 
 
 def _layers(
-    model: nn.Module, modules: dict[nn.Module, str], image: Tensor
-) -> dict[str, list[nn.Module]]:
-    """Layer → what is reset with it, the last to run first."""
-    runs: dict[nn.Module, None] = {}
-
-    def note(module: nn.Module, inputs: Any) -> None:
-        runs.pop(module, None)
-        runs[module] = None
-
-    handles = [module.register_forward_pre_hook(note) for module in modules]
-    with torch.no_grad():
+    model: nn.Module, members: dict[str, Member], image: Tensor
+) -> dict[str, dict[str, Member]]:
+    """Layer → what is drawn with it, the last to be read first."""
+    with torch.no_grad(), _Reading() as reading:
         model(image.clone())
-    for handle in handles:
-        handle.remove()
-    layers: list[list[nn.Module]] = []
-    for module in runs:
-        if layers and all(parameter.ndim == 1 for parameter in module.parameters(False)):
-            layers[-1].append(module)
+    place = {parameter: number for number, parameter in enumerate(reading.seen)}
+    last = {
+        name: max(place[parameter] for parameter in _own(member) if parameter in place)
+        for name, member in members.items()
+        if not place.keys().isdisjoint(_own(member))
+    }
+    layers: list[dict[str, Member]] = []
+    for name in sorted(last, key=last.__getitem__):
+        scales = all(parameter.ndim <= 1 for parameter in _own(members[name]))
+        if layers and scales:
+            layers[-1][name] = members[name]
         else:
-            layers.append([module])
-    return {modules[members[0]]: members for members in reversed(layers)}
+            layers.append({name: members[name]})
+    if not layers:
+        raise ValueError("model reads none of its parameters, so none can be randomised")
+    return {next(iter(layer)): layer for layer in reversed(layers)}
+
+
+def _randomize(name: str, members: dict[str, Member]) -> None:
+    """Draw a layer anew; ValueError if that changes nothing that the forward pass reads."""
+    before = [value.clone() for member in members.values() for value in _read(member)]
+    for member in members.values():
+        draw(member)
+    after = [value for member in members.values() for value in _read(member)]
+    if all(map(torch.equal, before, after)):
+        raise ValueError(
+            f"model cannot be randomised: drawing its layer {name!r} anew changes nothing; it is "
+            "as it starts, or pruned to nothing"
+        )
+
+
+def _read(member: Member) -> list[nn.Parameter]:
+    """The values that the forward pass computes with."""
+    return [member] if isinstance(member, nn.Parameter) else [*_plain(member).parameters(False)]
+
+
+def _places(module: nn.Module) -> list[dict[str, Any]]:
+    """Where a module keeps tensors; as attributes those that hooks compute."""
+    return [module._parameters, module._buffers, vars(module)]
 
 
 @contextmanager
-def _restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """The same Parameter objects with the same values on the way out, also after an error."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """The same tensors with the same values on the way out, also after an error."""
     kept = [
-        (module, name, parameter, parameter.detach().clone())
-        for module in modules
-        for name, parameter in module._parameters.items()
-        if parameter is not None
+        (place, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for place in _places(module)
+        for name, tensor in place.items()
+        if isinstance(tensor, Tensor)
     ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for module, name, parameter, value in kept:
-                module._parameters[name] = parameter
+            for place, name, tensor, value in kept:
+                place[name] = tensor
                 # Written only when it changed: a graph may hold the parameter.
-                if not torch.equal(parameter, value):
-                    parameter.copy_(value)
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
-def reset_parameters(module: nn.Module) -> None:
-    """New parameters, drawn as the module does it itself; buffers, BatchNorm's statistics, stay."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers(False)]
-    module.reset_parameters()  # type: ignore[operator]
+@torch.no_grad()
+def draw(member: Member) -> None:
+    """New parameters, as a layer draws them itself; buffers, BatchNorm's statistics, stay.
+
+    Those that no `reset_parameters` draws become normal, of mean 0 and the size that they had. What
+    a weight is computed from is drawn so that the weight is what the layer draws without that.
+    """
+    if isinstance(member, nn.Parameter):
+        size = float(member.float().square().mean().sqrt())
+        member.normal_(0, size or STD)
+        return
+    kept = [(buffer, buffer.clone()) for buffer in member.buffers(False)]
+    plain = _plain(member)
+    before = [(parameter, parameter._version, parameter.clone()) for parameter in _own(plain)]
+    if hasattr(plain, "reset_parameters"):
+        plain.reset_parameters()  # type: ignore[operator]
     for buffer, value in kept:
         buffer.copy_(value)
+    now = set(_own(plain))
+    for parameter, version, value in before:
+        # One that is drawn through `.data` has the version that it had.
+        if parameter in now and parameter._version == version and torch.equal(parameter, value):
+            draw(parameter)
+    if plain is not member:
+        _take(member, dict(plain.named_parameters(recurse=False)))
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """The weights that the forward pass computes from other parameters."""
+    hooked = [vars(hook).get("name") or hook._tensor_name for hook in _computing(module)]
+    return [*_parametrizations(module), *hooked]
+
+
+def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
+    """Weight → what `torch.nn.utils.parametrize` computes it with."""
+    found = module.parametrizations if parametrize.is_parametrized(module) else None
+    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}
+
+
+def _computing(module: nn.Module) -> list[Any]:
+    """The hooks that compute a weight before the forward pass."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, COMPUTES)]
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A layer whose weights are parameters: itself, or one with the weights that it computes."""
+    computed = _computed(module)
+    if not computed:
+        return module
+    weights = {name: nn.Parameter(getattr(module, name).detach().clone()) for name in computed}
+    behind = {f"{name}_{end}" for name in computed for end in ("orig", "g", "v")}
+    own = {name: value for name, value in module._parameters.items() if name not in behind}
+    plain: nn.Module = object.__new__(parametrize.type_before_parametrizations(module))
+    vars(plain).update({name: value for name, value in vars(module).items() if name not in weights})
+    children = {
+        name: child for name, child in module._modules.items() if name != "parametrizations"
+    }
+    vars(plain).update(_parameters=own | weights, _modules=children)
+    return plain
+
+
+def _take(module: nn.Module, weights: dict[str, nn.Parameter]) -> None:
+    """Let a layer compute these weights, as nearly as it can."""
+    names, parametrizations = _computed(module), _parametrizations(module)
+    for name in names:
+        weight = weights[name].detach()
+        if name in parametrizations:
+            try:
+                setattr(module, name, weight)
+            except RuntimeError:  # the parametrization has no inverse
+                for parameter in parametrizations[name].parameters():
+                    draw(parameter)
+        elif hasattr(module, f"{name}_g"):
+            size = getattr(module, f"{name}_g")
+            size.copy_(weight.square().sum_to_size(size.shape).sqrt())
+            getattr(module, f"{name}_v").copy_(weight)
+        else:
+            getattr(module, f"{name}_orig").copy_(weight)
+    mode = module.training
+    module.train()  # in which a pass takes a step of the power iteration for a spectral norm
+    for _ in range(POWER_ITERATIONS):
+        for hook in _computing(module):
+            hook(module, ())
+        for name in names:
+            getattr(module, name)
+    module.train(mode)
 
 
 def randomized_copy(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -328,9 +472,8 @@ def randomized_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     other = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in other.modules():
-            if hasattr(module, "reset_parameters"):
-                reset_parameters(module)
+        for member in _members(other).values():
+            draw(member)
     return other.eval().requires_grad_(False)
 
 

@@ -5,6 +5,7 @@
 that wants to find the key on this computer can. nbgrader_config.py names both (`course release`).
 """
 
+import ast
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,10 @@ for _name in [name for name in sys.modules if name.startswith("course_utils.home
 """
 
 
+# In place of an answer that was not found while something was written: it waits for a person.
+ELSEWHERE = "*Nothing stands here, but text was added elsewhere in this notebook. Is it an answer?*"
+
+
 class Restore(NbGraderPreprocessor):
     """A submission's answers in the notebook that was released."""
 
@@ -45,10 +50,12 @@ def restored(submitted: NotebookNode, released: NotebookNode) -> NotebookNode:
 
     Answers are the submission's, and so is every cell that was added. Of a copied answer the last
     copy that was written in counts; all copies run. A cell that is missing comes before the next
-    one that is there.
+    one that is there. Text that stands where a written answer is missing is that answer; a question
+    without any gets a note, and so no marks by itself, if text was added anywhere.
     """
     given = {c.metadata.nbgrader.grade_id: c for c in released.cells if "nbgrader" in c.metadata}
-    names = [_name(cell, given) for cell in submitted.cells]
+    known = {cell.source for cell in released.cells}
+    names = _placed([_name(cell, given) for cell in submitted.cells], submitted.cells, given, known)
     places: dict[str, int] = {}
     for place, (name, cell) in enumerate(zip(names, submitted.cells, strict=True)):
         untouched = name in places and _source(cell) == given[name].source
@@ -66,22 +73,70 @@ def restored(submitted: NotebookNode, released: NotebookNode) -> NotebookNode:
             following = [named for named, _ in order].index(name)
         else:
             order.insert(following, (name, given[name]))
+    if any(not name and _is_text(cell, known) for name, cell in order):
+        order = [(name, _asking(cell) if cell == given.get(name) else cell) for name, cell in order]
     return NotebookNode({**released, "cells": [cell for _, cell in order]})
 
 
+def _placed(
+    names: list[str], cells: list[NotebookNode], given: dict[str, NotebookNode], known: set[str]
+) -> list[str]:
+    """The names of cells, and those of written answers that lost theirs: text between the same two.
+
+    Only where one answer is missing between the two known cells around the text.
+    """
+    here = zip(names, cells, strict=True)
+    written = {name for name, cell in here if _source(cell).strip() not in ("", *known)}
+    missing = {name for name, cell in given.items() if _is_written(cell)} - written
+    order, placed = list(given), list(names)
+    for place, (name, cell) in enumerate(zip(names, cells, strict=True)):
+        if not name and cell.get("cell_type") != "code" and _is_text(cell, known):
+            before = next((order.index(n) for n in reversed(names[:place]) if n), 0)
+            after = next((order.index(n) for n in names[place:] if n), len(order))
+            between = missing.intersection(order[before : after + 1])
+            placed[place] = between.pop() if len(between) == 1 else ""
+    return placed
+
+
 def _name(cell: NotebookNode, given: dict[str, NotebookNode]) -> str:
-    """The released cell that this one is: by its metadata, or by the function that it defines."""
+    """The released cell that this one is: by its metadata, its function, or its text.
+
+    A text to read that now says something else is none of them: an answer may stand in it.
+    """
+    source = _source(cell)
     metadata = cell.get("metadata")
     grader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     name = grader.get("grade_id") if isinstance(grader, dict) else None
     if isinstance(name, str) and name in given:
-        return name
-    first = _source(cell).partition("\n")[0]
+        reading = given[name].cell_type == "markdown" and not utils.is_solution(given[name])
+        return "" if reading and source.split() != given[name].source.split() else name
+    first = source.partition("\n")[0]
     for name, released in given.items():
-        signature = released.source.partition("\n")[0]
-        if utils.is_solution(released) and signature.startswith("def ") and signature == first:
+        if utils.is_solution(released):
+            same = first.startswith("def ") and first == released.source.partition("\n")[0]
+        else:
+            same = source == released.source and released.cell_type == "markdown"
+        if same:
             return name
     return ""
+
+
+def _is_written(cell: NotebookNode) -> bool:
+    """Whether a released cell is for an answer in words."""
+    return bool(utils.is_solution(cell)) and cell.cell_type == "markdown"
+
+
+def _is_text(cell: NotebookNode, known: set[str]) -> bool:
+    """Whether a student wrote words here: nothing that was released, and no program."""
+    source = _source(cell)
+    if not source.strip() or source in known:
+        return False
+    if cell.get("cell_type") != "code":
+        return True
+    try:
+        return not ast.parse(source).body  # comments alone
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
 
 
 def _source(cell: NotebookNode) -> str:
@@ -94,6 +149,13 @@ def _filled(released: NotebookNode, cell: NotebookNode) -> NotebookNode:
     if utils.is_solution(released):
         extra = {"attachments": cell.attachments} if "attachments" in cell else {}
         return NotebookNode({**released, "source": _source(cell), **extra})
+    return released
+
+
+def _asking(released: NotebookNode) -> NotebookNode:
+    """A released cell; where it is for an answer in words, with a note to look elsewhere."""
+    if _is_written(released):
+        return NotebookNode({**released, "source": f"{released.source}\n\n{ELSEWHERE}"})
     return released
 
 
