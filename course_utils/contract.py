@@ -2,22 +2,25 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial, wraps
+from threading import RLock
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from course_utils.layers import preserve
 
 Model = nn.Module | Callable[[Tensor], Tensor]
-Target = int | Tensor | None
+# A class, one for each image (N,), a function of the model's output, or None: each image's argmax.
+Target = int | Tensor | Callable[[Any], Tensor] | None
 Baseline = float | Tensor
-T = TypeVar("T")
+M = TypeVar("M", bound=Model)
 V = TypeVar("V")
 P = ParamSpec("P")
 
@@ -110,13 +113,15 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
 
 
 def _check_target(target: Target, n: int) -> None:
-    if target is None or (isinstance(target, int) and not isinstance(target, bool)):
+    if target is None or callable(target):
+        return
+    if isinstance(target, int) and not isinstance(target, bool):
         return
     if not isinstance(target, Tensor) or target.dtype != torch.long:
         came = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(
-            f"target must be a class number, a LongTensor with one an image, or None for each "
-            f"image's argmax, not {came}"
+            "target must be a class number, a LongTensor with one an image, a function of the "
+            f"model's output, or None for each image's argmax, not {came}"
         )
     if target.shape != (n,):
         raise ValueError(
@@ -272,17 +277,32 @@ def drawn_again(draw: Callable[..., Tensor], seeds: Sequence[int], images: Tenso
     return torch.stack([draws[seed] for seed in seeds]).to(images.device)
 
 
+_turn = RLock()
+
+
 @contextmanager
 def explaining(model: Model) -> Iterator[None]:
-    """The model frozen and in eval mode, autograd on; afterwards all is as it was."""
+    """The model frozen and in eval mode, autograd on; afterwards all is as it was.
+
+    Threads take turns here: mode, frozen parameters and hooks are the model's own, the same for
+    each thread that runs it. So nothing may be yielded to a caller in between.
+    """
     kept = preserve(model) if isinstance(model, nn.Module) else nullcontext()
-    with kept, torch.inference_mode(False), torch.enable_grad():
+    with _turn, kept, torch.inference_mode(False), torch.enable_grad():
         if isinstance(model, nn.Module):
-            if any(module.training for module in model.modules()):
-                model.eval()
+            # What torch.jit.freeze made has no mode.
+            if any(getattr(module, "training", False) for module in model.modules()):
+                nn.Module.train(model, False)  # an exported model has an eval() that refuses
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
-        yield
+        try:
+            yield
+        except RuntimeError as error:  # autograd's own words are about its versions of tensors
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise ValueError(
+                "model: it works in place on values that its gradient needs; use inplace=False"
+            ) from error
 
 
 def known_options(method: Callable, **options: Any) -> dict[str, Any]:
@@ -313,13 +333,58 @@ def to_type_of(values: Tensor, images: Tensor) -> Tensor:
 
 
 def predict_target(model: Model, images: Tensor, target: Target, batch_size: int) -> Tensor:
-    """Each image's class (N,): its argmax, which takes a forward pass, where the target is None."""
+    """Each image's class (N,): its argmax, which takes a forward pass, where the target is None.
+
+    Of a function it is a Score, which stands for one an image.
+    """
     if isinstance(target, Tensor):
         return target.to(images.device)
+    if callable(target):
+        return Score(target)  # type: ignore[return-value]
     if target is not None:
         return torch.full((len(images),), target, device=images.device)
     with torch.no_grad():
         return batched_logits(model, images, batch_size).argmax(1)
+
+
+class Score:
+    """A target that is a function of the model's output, indexed as a tensor of classes is."""
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, output: Any) -> Tensor:
+        """One number for each image, (N,)."""
+        return self.function(output)
+
+    def __getitem__(self, images: Any) -> "Score":
+        return self  # the same for each image
+
+
+class Scored(nn.Module):
+    """A model and a function of its output as one model, whose only logit is the score."""
+
+    def __init__(self, model: Model, target: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.target = model, target
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, 1)."""
+        return score_target(self.model(images), self.target)[:, None]
+
+
+def with_score(model: M, target: Target) -> tuple[M, Target]:
+    """Model and target, so that the target is no function: it joins the model, and is class 0.
+
+    For methods that are about logits, or that must see each operation from image to score.
+
+    >>> model, target = contract.with_score(nn.Flatten(), lambda logits: logits.sum(1))
+    >>> model(torch.tensor([[[[5.0, 3.0]]]])), target
+    (tensor([[8.]]), 0)
+    """
+    if callable(target):
+        return Scored(model, target), 0  # type: ignore[return-value]
+    return model, target
 
 
 def batched_logits(model: Model, images: Tensor, batch_size: int) -> Tensor:
@@ -329,37 +394,80 @@ def batched_logits(model: Model, images: Tensor, batch_size: int) -> Tensor:
     return torch.cat([check_logits(model(part.clone())) for part in parts])
 
 
-def check_logits(logits: Tensor) -> Tensor:
-    """The logits (N, K) themselves; ValueError for what is none."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must return logits (N, K), one row an image, but returned {came}")
-    return logits
+def check_logits(logits: Any) -> Tensor:
+    """The logits (N, K) themselves; ValueError for what is none, with the line that makes them."""
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise ValueError(
+        f"model must return logits (N, K), one row an image, but returned {came}; wrap it in a "
+        f"module whose forward returns {_line_to_logits(logits)}, or give as target a function of "
+        "what it returns"
+    )
 
 
-def resolve_target(logits: Tensor, target: Target) -> Tensor:
+def _line_to_logits(output: Any) -> str:
+    """The line of code that makes logits of a model's output."""
+    if isinstance(output, Mapping):
+        return f"self.model(x)[{next(iter(output), 'logits')!r}]"
+    if not isinstance(output, Tensor):
+        return "self.model(x)[0]" if isinstance(output, Sequence) else "self.model(x).logits"
+    return "self.model(x)[:, None]" if output.ndim < 2 else "self.model(x).flatten(2).mean(2)"
+
+
+def resolve_target(logits: Tensor, target: Target, images: Tensor | None = None) -> Tensor:
     """Each image's class (N,), now that the logits (N, K) are known; ValueError for one outside.
+
+    images: the numbers (N,) of those that the logits are of, where the target holds the classes of
+    more: they are all checked.
 
     >>> contract.resolve_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), None)
     tensor([1, 0])
     """
+    if callable(target):
+        raise ValueError(
+            "target must be a class here, not a function of the model's output: what is computed "
+            "is about a class"
+        )
     n, k = check_logits(logits).shape
     if target is None:
         return logits.argmax(1)
     if isinstance(target, int):
-        target = torch.full((n,), target)
+        target, images = torch.full((n,), target), None
     outside = target[(target < 0) | (target >= k)]
     if len(outside):
         raise ValueError(
             f"target: there is no class {int(outside[0])}; the model has the classes 0 to {k - 1}"
         )
-    return target.to(logits.device)
+    return (target if images is None else target[images]).to(logits.device)
 
 
-def score_target(logits: Tensor, target: Target) -> Tensor:
-    """The logit of each image's target class: logits (N, K) → (N,).
+def score_target(output: Any, target: Target, images: Tensor | None = None) -> Tensor:
+    """What is explained of each image (N,): its class's logit, or what the target makes of it.
+
+    output: the model's, logits (N, K) unless the target is a function. images: as `resolve_target`.
 
     >>> contract.score_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), 1)
     tensor([2., 4.])
+    >>> contract.score_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), lambda logits: logits.sum(1))
+    tensor([3., 9.])
     """
-    return logits.gather(1, resolve_target(logits, target)[:, None])[:, 0]
+    if callable(target):
+        return _check_scores(target(output), output)
+    classes = resolve_target(output, target, images)
+    return output.gather(1, classes[:, None])[:, 0]
+
+
+def _check_scores(scores: Any, output: Any) -> Tensor:
+    """What a target function made of the model's output, if it is a score for each image."""
+    n = len(output) if isinstance(output, Tensor) and output.ndim else "N"
+    wanted = f"target must return one number for each image, a floating point tensor ({n},)"
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        came = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"{wanted}, not {came}")
+    if scores.ndim != 1 or n not in ("N", len(scores)):
+        raise ValueError(f"{wanted}, but the shape of what it returned is {tuple(scores.shape)}")
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if any(leaf.requires_grad for leaf in leaves) and not scores.requires_grad:
+        raise ValueError("target: its scores carry no gradient to the model's output")
+    return scores

@@ -27,7 +27,7 @@ def names() -> list[str]:
 
 
 def load(name: str | None = None, *, device: str | torch.device | None = None) -> Classifier:
-    """A model, ready to be explained: in eval mode, parameters frozen, nothing else changed.
+    """A model, ready to be explained: float32, in eval mode, parameters frozen.
 
     name: one of `names()`, or "timm/" and one of timm.list_pretrained(); None: the environment's
     COURSE_MODEL, or "scenes".
@@ -47,8 +47,9 @@ def load(name: str | None = None, *, device: str | torch.device | None = None) -
         _load_shipped(name) if name in SHIPPED else Classifier(name, *pretrained.load(name))
     )
     classifier.model.eval().requires_grad_(False)
+    # A network is made in torch's default type, whatever the type of its weights in the file.
+    classifier.model.to(device or _best_device(), torch.float32)
     # Convolutions are faster on pixels whose channels lie side by side; the numbers are the same.
-    classifier.model.to(device or _best_device())
     classifier.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return classifier
 
@@ -129,7 +130,7 @@ def logits(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tens
 
     def model(batch: Tensor) -> Tensor:
         values = batch.to(classifier.device).float() / 255
-        inputs = pictures.normalize(values, classifier.mean, classifier.std)
+        inputs = pictures.normalize(values, classifier.mean, classifier.std).to(classifier.dtype)
         return classifier.model(inputs.contiguous(memory_format=torch.channels_last))
 
     with torch.no_grad():

@@ -35,10 +35,20 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.model.parameters()).device
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of number in which the model computes."""
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> Tensor:
+        parameters = (p for p in self.model.parameters() if p.is_floating_point())
+        return next(parameters, torch.zeros((), dtype=torch.float32))
 
     def to_input(self, image: np.ndarray, *, crop: bool = True) -> Tensor:
-        """A picture (H, W, 3) uint8 as the model wants it: (1, 3, size, size), on its device.
+        """A picture (H, W, 3) uint8 for the model: (1, 3, size, size), in its type, on its device.
 
         crop: False for a picture that is to be neither resized nor cut, since it was already:
         what `to_image` gave and was painted on, say.
@@ -47,10 +57,11 @@ class Classifier:
         tensor = pictures.to_tensor(
             image, size, resize=self.resize, interpolation=self.interpolation
         )
-        return pictures.normalize(tensor, self.mean, self.std).to(self.device)
+        return pictures.normalize(tensor, self.mean, self.std).to(self.device, self.dtype)
 
     def to_image(self, tensor: Tensor) -> np.ndarray:
         """The way back: (3, H, W) or (1, 3, H, W) in model space as a picture (H, W, 3) uint8."""
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))  # half is too coarse
         mean, std = self._constant(self.mean, tensor), self._constant(self.std, tensor)
         return pictures.to_image(tensor * std + mean)
 

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from time import perf_counter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,23 +51,28 @@ def counting(total: int, unit: str) -> Iterator[Callable[[int], None]]:
     The bar waits for DELAY seconds; with TQDM_DISABLE=1 in the environment there is none. What is
     counted inside one of these steps is neither shown nor heard: there is one bar at most.
     """
-    listener, done = _listener.get(), 0
+    listener, done, start = _listener.get(), 0, perf_counter()
+    hidden = bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself does not read in a notebook
+    bar: Any = None
+
+    def advance(steps: int) -> None:
+        nonlocal done, bar
+        done += steps
+        if listener:
+            listener(done, total)
+        elif bar:
+            bar.update(steps)
+        elif not hidden and perf_counter() - start > DELAY:
+            # Not made before: a notebook's bar is several widgets, and few would ever be seen.
+            bar = tqdm(total=total, initial=done, unit=unit, leave=False)
+
     _listener.set(_unheard)
-    # Asked for here, since tqdm itself does not read the variable in a notebook.
-    hidden = bool(listener or os.environ.get("TQDM_DISABLE"))
     try:
-        with tqdm(total=total, unit=unit, leave=False, delay=DELAY, disable=hidden) as bar:
-
-            def advance(steps: int) -> None:
-                nonlocal done
-                done += steps
-                bar.update(steps)
-                if listener:
-                    listener(done, total)
-
-            yield advance
+        yield advance
     finally:
         _listener.set(listener)
+        if bar:
+            bar.close()
 
 
 def _unheard(done: int, total: int) -> None:

@@ -184,6 +184,18 @@ def small_classifier(last: int = 8, size: int = 64) -> Classifier:
     return Classifier("small", network.eval().requires_grad_(False), CLASSES, size)
 
 
+class Returning(nn.Module):
+    """A network, and what is made of its logits; `forwards` counts its passes."""
+
+    def __init__(self, model: nn.Module, output: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.output, self.forwards = model, output, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.forwards += 1
+        return self.output(self.model(x))
+
+
 class Recorder:
     """A function of images that is no module: two classes, and how many images each call had."""
 

@@ -49,7 +49,7 @@ def network(name: str) -> nn.Module:
     """A torchvision network, its weights random and its BatchNorm statistics too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {"init_weights": False} if name == "vgg11" else {}
+        options = {"init_weights": False} if name in ("vgg11", "googlenet") else {}
         model = getattr(torchvision.models, name)(num_classes=7, **options)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -204,6 +204,22 @@ def test_the_mean_of_a_cam_and_the_bias_are_the_logit(name: str, last: str, size
     torch.testing.assert_close(signed * (size // 32) ** 2, found, rtol=1e-4, atol=1e-4)
 
 
+def test_the_mean_of_a_map_that_a_class_has_is_its_logit() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[0].weight.data = torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
+    model[0].bias.data = torch.tensor([0.0, 1.0])
+    image = torch.tensor([[[[3.0, -1.0]]]])
+    assert model(image).tolist() == [[1.5, 1.5]]
+    assert cam.cam(model, image, 0).tolist() == [[[3.0, 0.0]]]
+    assert cam.cam(model, image, 1).tolist() == [[[0.0, 3.0]]]
+    network_of_maps, images = network("squeezenet1_1"), pictures()
+    found = cam.cam(network_of_maps, images, torch.tensor([3, 5]), upsample=False)
+    assert found.shape == (2, 3, 3)
+    wanted = network_of_maps(images)[torch.arange(2), torch.tensor([3, 5])]
+    torch.testing.assert_close(found.mean((1, 2)), wanted)
+    assert wanted.min() > 0
+
+
 def test_what_the_lecture_warns_of_is_wrong(classifier: Classifier, some: Tensor) -> None:
     model: Any = classifier.model
     with layers.capture(model, "layer4.1.conv2") as kept:
@@ -263,6 +279,22 @@ class Tail(nn.Module):
         return self.fc(self.tail(self, self.conv(x)))  # type: ignore[call-arg, arg-type]
 
 
+def attention(scores: Tensor) -> Tensor:
+    """Weights of the places (N, 1, h, w), whose sum is 1."""
+    return scores.flatten(2).softmax(2).view(scores.shape)
+
+
+def unit_sum(mask: Tensor) -> Tensor:
+    return mask / mask.sum((2, 3), keepdim=True)
+
+
+def written(vector: Tensor) -> Tensor:
+    """The vector as a part of zeros."""
+    whole = torch.zeros(len(vector), 6)
+    whole[:, :3] = vector[:, :3]
+    return whole
+
+
 TAILS: dict[str, tuple[Any, int]] = {
     "mean": (lambda m, x: x.mean((-1, -2)), 6),
     "mean, one after the other": (lambda m, x: x.mean(3).mean(2), 6),
@@ -278,6 +310,57 @@ TAILS: dict[str, tuple[Any, int]] = {
         lambda m, x: m.second(F.adaptive_avg_pool2d(x, 1)).flatten(1),
         6,
     ),
+    "sum": (lambda m, x: x.sum((2, 3)), 6),
+    "amax": (lambda m, x: x.amax((2, 3)), 6),
+    "max, one after the other": (lambda m, x: x.max(3)[0].max(2)[0], 6),
+    "amax, each keeping its axis": (
+        lambda m, x: x.amax(2, keepdim=True).amax(3, keepdim=True).flatten(1),
+        6,
+    ),
+    "logsumexp": (lambda m, x: x.logsumexp((2, 3)), 6),
+    "median": (lambda m, x: x.flatten(2).median(2).values, 6),
+    "three largest": (lambda m, x: x.flatten(2).topk(3).values.mean(2), 6),
+    "power": (lambda m, x: F.lp_pool2d(x, 2, 8).flatten(1), 6),
+    "power, then mean": (lambda m, x: F.lp_pool2d(x, 2, 2).mean((2, 3)), 6),
+    "mean and standard deviation": (
+        lambda m, x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1),
+        12,
+    ),
+    "one place": (lambda m, x: x[:, :, 4, 4], 6),
+    "written into zeros": (lambda m, x: written(x.mean((2, 3))), 6),
+    "mean where a mask is": (
+        lambda m, x: (x * unit_sum((x[:, :1] > 0).to(x.dtype))).sum((2, 3)),
+        6,
+    ),
+    "attention": (lambda m, x: (x * attention(x.sum(1, True))).sum((2, 3)), 6),
+    "attention of a convolution": (
+        lambda m, x: (attention(m.second(x)[:, :1]) * x).sum((2, 3)),
+        6,
+    ),
+    "attention as a product of matrices": (
+        lambda m, x: (x.flatten(2) @ attention(m.second(x)[:, :1]).flatten(2).mT)[:, :, 0],
+        6,
+    ),
+    "power mean": (
+        lambda m, x: F.avg_pool2d(x, 8).clamp(min=1e-6).pow(1 / 3).flatten(1),
+        6,
+    ),
+    "convolution after a window of all": (
+        lambda m, x: F.relu(m.second(F.avg_pool2d(x, 8))).flatten(1),
+        6,
+    ),
+    "channels last, mean": (lambda m, x: x.permute(0, 2, 3, 1).mean((1, 2)), 6),
+    "channels last, flattened": (
+        lambda m, x: x.movedim(1, 3).contiguous().view(len(x), -1),
+        384,
+    ),
+    "vectors of channels last": (
+        lambda m, x: F.layer_norm(x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1), (6,)).flatten(
+            1
+        ),
+        6,
+    ),
+    "convolution of all places": (lambda m, x: F.conv2d(x, torch.ones(6, 6, 8, 8)).flatten(1), 6),
     "both poolings": (
         lambda m, x: torch.cat(
             [F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], 1
@@ -296,10 +379,65 @@ def test_the_last_maps_however_they_are_pooled(name: str) -> None:
     torch.testing.assert_close(found, cam.grad_cam(model, batch(), 2, layer="conv", upsample=False))
 
 
+SEVERAL: dict[str, tuple[Any, int]] = {
+    "two scales": (
+        lambda m, x: torch.cat([x.mean((2, 3)), m.second(F.avg_pool2d(x, 2)).mean((2, 3))], 1),
+        12,
+    ),
+    "maps and what is before them": (lambda m, x: x.mean((2, 3)) + m.second(x).amax((2, 3)), 6),
+    "tokens": (lambda m, x: F.linear(x.flatten(2).mT, torch.eye(6)).mean(1), 6),
+    "tokens and their mixture": (
+        lambda m, x: (x.flatten(2).mT + F.linear(x.flatten(2).mT, torch.eye(6))).mean(1),
+        6,
+    ),
+    "channels last": (lambda m, x: x.permute(0, 2, 3, 1).relu().mean((1, 2)), 6),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_there_is_no_default_layer_where_the_logits_are_not_made_of_last_maps(name: str) -> None:
+    tail, inputs = SEVERAL[name]
+    model = Tail(tail, inputs)
+    with pytest.raises(ValueError, match=r"^model: .*no last feature maps.*give layer="):
+        cam.grad_cam(model, batch(), 2)
+    with pytest.raises(ValueError, match="use grad_cam"):
+        cam.cam(model, batch(), 2)
+    assert cam.grad_cam(model, batch(), 2, layer="conv", upsample=False).shape == (3, 8, 8)
+
+
+def test_the_default_layer_of_transformers() -> None:
+    """A ViT has tokens; a Swin's last ones are brought into the order of feature maps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 12, 24, num_classes=7).eval()
+        swin: Any = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [4, 4]).eval()
+    images = pictures(size=32)
+    with pytest.raises(ValueError, match="give layer="):
+        cam.grad_cam(vit, images, 3)
+    assert cam.grad_cam(vit, images, 3, layer="conv_proj", upsample=False).shape == (2, 4, 4)
+    found = cam.cam(swin, images, 3, upsample=False)
+    assert found.shape == (2, 4, 4)
+    torch.testing.assert_close(found.mean((1, 2)) + swin.head.bias[3], swin(images)[:, 3])
+    assert torch.equal(
+        cam.grad_cam(swin, images, 3), cam.grad_cam(swin, images, 3, layer="permute")
+    )
+
+
 def test_a_gate_of_squeeze_and_excitation_is_not_the_end() -> None:
     def tail(model: Any, x: Tensor) -> Tensor:
         gate = torch.sigmoid(model.second(F.adaptive_avg_pool2d(x, 1)))
         return F.adaptive_avg_pool2d(gate * x, 1).flatten(1)
+
+    model = Tail(tail)  # type: ignore[arg-type]
+    found = cam.cam(model, batch(), 2, upsample=False).mean((1, 2)) + model.fc.bias[2]
+    torch.testing.assert_close(found, model(batch())[:, 2])
+
+
+def test_attention_to_places_that_takes_no_mean_makes_maps() -> None:
+    """As the spatial attention of CBAM: its weights are sigmoids."""
+
+    def tail(model: Any, x: Tensor) -> Tensor:
+        return (x * torch.sigmoid(model.second(x)[:, :1])).mean((2, 3))
 
     model = Tail(tail)  # type: ignore[arg-type]
     found = cam.cam(model, batch(), 2, upsample=False).mean((1, 2)) + model.fc.bias[2]
@@ -314,9 +452,10 @@ def test_pooled_maps_changed_in_place_are_maps_again() -> None:
     assert found.shape == (3, 4, 4)
 
 
-def test_maps_of_one_place_are_maps() -> None:
-    """At 32 pixels ResNet-18 ends at 1 × 1: those, not what entered the first max pooling."""
-    model, images = network("resnet18"), pictures(size=32)
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1"])
+def test_maps_of_one_place_are_maps(name: str) -> None:
+    """At 32 pixels these end at 1 × 1: those, not what entered the last pooling before."""
+    model, images = network(name), pictures(size=32)
     assert cam.grad_cam(model, images, upsample=False).shape == (2, 1, 1)
     assert cam.cam(model, images).shape == (2, 32, 32)
 
@@ -391,7 +530,7 @@ def test_grad_cam_goes_backward_no_further_than_the_layer() -> None:
 # -- bad input -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vgg11", "squeezenet1_1", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v3_small"])
 def test_cam_refuses_other_networks_and_names_grad_cam(name: str) -> None:
     model, images = network(name), pictures(1)
     with pytest.raises(ValueError, match=r"^model: .*average pooling.*use grad_cam$"):
@@ -412,6 +551,36 @@ def test_cam_refuses_what_only_looks_alike(name: str) -> None:
     tail, inputs = REFUSED[name]
     with pytest.raises(ValueError, match="use grad_cam"):
         cam.cam(Tail(tail, inputs), batch(), 0)
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda y: y / 0.1,
+    "scaled in place": lambda y: y.div_(0.1),
+    "centred in place": lambda y: y.sub_(y.mean(1, True)),
+    "sigmoid in place": lambda y: y.sigmoid_(),
+    "one written": lambda y: y.index_fill_(1, torch.tensor([2]), 3.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["Functional", "maps of classes"])
+def test_cam_refuses_logits_that_are_changed_after_all(name: str, change: str) -> None:
+    class Changed(nn.Module):
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            classes = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.model = make(name) if name == "Functional" else classes
+            self.change = change
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.change(self.model(x))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        changed, unchanged = Changed(CHANGES[change]), Changed(lambda y: y.clamp_(min=-100))
+    with pytest.raises(ValueError, match="use grad_cam"):
+        cam.cam(changed, batch(), 2)
+    assert cam.cam(unchanged, batch(), 2).shape == (3, 8, 8)
 
 
 def test_cam_refuses_a_softmax_behind_the_linear_layer() -> None:
@@ -493,7 +662,7 @@ def test_a_model_without_feature_maps_or_gradient() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3)).detach()
 
-    with pytest.raises(ValueError, match="model: it pools or flattens no feature maps"):
+    with pytest.raises(ValueError, match="model: it has no last feature maps"):
         cam.grad_cam(Flat(), batch(), 0)
     with pytest.raises(ValueError, match="model: it pools feature maps on which the logits do not"):
         cam.grad_cam(Cut(), batch(), 0)

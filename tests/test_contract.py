@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from course_utils import contract, progress
-from course_utils.evaluation.sanity import parameter_randomization
+from course_utils.evaluation import metrics
+from course_utils.evaluation.sanity import max_sensitivity, parameter_randomization
 from course_utils.methods import AXIOMS, METHODS, NEEDS, Method
 from course_utils.methods.gradients import integrated_gradients, smoothgrad
-from tests.networks import NETWORKS, batch, few_passes, make
+from tests.networks import NETWORKS, Recorder, Returning, batch, few_passes, make
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -237,6 +239,217 @@ def test_bad_target(name: str, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """What the method needs, made beforehand, and few passes."""
+    return few_passes(METHODS[name]) | prepared(name, make("Residual"), batch(4, seed=7))
+
+
+OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "tuple": (lambda y: (y, y.sum()), r"tuple; .* returns self.model\(x\)\[0\], or"),
+    "dict": (lambda y: {"out": y}, r"dict; .* returns self.model\(x\)\['out'\], or"),
+    "(N,)": (lambda y: y[:, 0], r"\(\d+,\); .* returns self.model\(x\)\[:, None\], or"),
+    "(N, K, h, w)": (
+        lambda y: y[:, :, None, None].expand(-1, -1, 2, 4),
+        r"\(\d+, 5, 2, 4\); .* returns self.model\(x\).flatten\(2\).mean\(2\), or",
+    ),
+    "none": (lambda y: None, r"NoneType; .* returns self.model\(x\).logits, or"),
+}
+
+
+@every_method
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_an_output_that_is_no_logits(name: str, case: str) -> None:
+    """It is said after one pass, with the line that makes logits of it."""
+    output, said = OUTPUTS[case]
+    model = Returning(make("Residual"), output)
+    pattern = rf"^model must return logits \(N, K\), one row an image, but returned {said}"
+    with unchanged(model, IMAGES), pytest.raises(ValueError, match=pattern) as error:
+        METHODS[name](model, IMAGES, 2, **options_of(name))
+    assert "\n" not in str(error.value)
+    assert model.forwards == 1
+
+
+@every_method
+def test_a_class_that_there_is_not_is_said_after_one_pass(name: str) -> None:
+    for target in (5, -1, torch.tensor([0, 1, 5]), torch.tensor([-1, 0, 1])):
+        model = Returning(make("Residual"), lambda y: y)
+        with pytest.raises(ValueError, match="^target: there is no class"):
+            METHODS[name](model, IMAGES, target, **options_of(name))
+        assert model.forwards == 1
+
+
+@every_method
+def test_a_function_as_the_target(name: str) -> None:
+    def explain(model: nn.Module, target: Any) -> Tensor:
+        return METHODS[name](model, IMAGES, target, **options_of(name))
+
+    def difference(logits: Tensor) -> Tensor:
+        return logits[:, 3] - logits[:, 1]
+
+    model = make("Residual")
+    if name == "cam":
+        with pytest.raises(ValueError, match="^target must be a class here, not a function"):
+            explain(model, difference)
+        return
+    torch.testing.assert_close(explain(model, lambda logits: logits[:, 1]), explain(model, 1))
+    # Whatever the model returns:
+    both = Returning(model, lambda y: {"aux": y.sum(), "out": (None, y[:, :, None])})
+    found = explain(both, lambda output: difference(output["out"][1][:, :, 0]))
+    torch.testing.assert_close(found, explain(model, difference))
+    if not name.startswith("pattern"):  # there the score would be one more layer
+        only = Returning(model, lambda y: difference(y)[:, None])
+        torch.testing.assert_close(found, explain(only, 0))
+    assert found.abs().sum() > 0
+
+
+BAD_SCORES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "number": (lambda y: 3.0, ", not float$"),
+    "classes": (lambda y: y.argmax(1), ", not torch.int64$"),
+    "no rank": (lambda y: y.sum(), r"returned is \(\)$"),
+    "column": (lambda y: y[:, :1], r"returned is \(\d+, 1\)$"),
+    "one image's": (lambda y: y[0], r"returned is \(5,\)$"),
+}
+
+
+@every_method
+@pytest.mark.parametrize("case", BAD_SCORES)
+def test_a_function_that_makes_no_scores(name: str, case: str) -> None:
+    if name == "cam":
+        pytest.skip("it is about a class")
+    function, said = BAD_SCORES[case]
+    model = awkward("Residual")
+    begin = "^target must return one number for each image, a floating point tensor"
+    with (
+        unchanged(model, IMAGES),
+        pytest.raises((ValueError, TypeError), match=f"{begin}.*{said}") as error,
+    ):
+        METHODS[name](model, IMAGES, function, **options_of(name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].specific])
+def test_a_function_without_gradient(name: str) -> None:
+    if name == "cam":
+        pytest.skip("it is about a class")
+    with pytest.raises(ValueError, match="^target: its scores carry no gradient to"):
+        METHODS[name](make("Residual"), IMAGES, lambda y: y.detach()[:, 0], **options_of(name))
+
+
+@every_method
+def test_a_function_of_images_with_a_function_as_the_target(name: str) -> None:
+    if METHODS[name].specific:
+        with pytest.raises(TypeError, match="^model must be a torch.nn.Module"):
+            METHODS[name](Recorder(), IMAGES, 0, **options_of(name))
+        return
+    found = METHODS[name](Recorder(), IMAGES, lambda y: y[:, 1] + 3 * y[:, 0], **options_of(name))
+    torch.testing.assert_close(
+        found, METHODS[name](Recorder(), IMAGES, 0, **options_of(name)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_judges_maps_takes_a_function_too() -> None:
+    model, maps = make("Residual"), batch(seed=1)
+
+    def first(output: dict[str, Tensor]) -> Tensor:
+        return output["out"][:, 1]
+
+    both = Returning(model, lambda y: {"out": y})
+    for judge in (metrics.deletion, metrics.insertion):
+        expected = judge(model, IMAGES, maps, 1, steps=3)
+        for found, wanted in zip(judge(both, IMAGES, maps, first, steps=3), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        with pytest.raises(ValueError, match="^of is 'probability', which a class has"):
+            judge(both, IMAGES, maps, first, of="probability")
+    for check in (
+        partial(metrics.faithfulness_correlation, attribution=maps, patch=4),
+        partial(max_sensitivity, method=METHODS["gradient"], samples=2),
+        partial(max_sensitivity, method=METHODS["lime_image"], samples=2),
+    ):
+        found = check(both, IMAGES, target=first)
+        torch.testing.assert_close(found, check(model, IMAGES, target=1))
+
+
+def exported(model: nn.Module) -> nn.Module:
+    batches = {"x": {0: torch.export.Dim.DYNAMIC}}
+    return torch.export.export(model, (IMAGES,), dynamic_shapes=batches).module()
+
+
+COMPILED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "scripted": torch.jit.script,
+    "frozen": lambda model: torch.jit.freeze(torch.jit.script(model)),
+    "traced": lambda model: torch.jit.trace(model, IMAGES),
+    "exported": exported,
+}
+# These look for feature maps, or for the convolution before a BatchNorm.
+MAY_REFUSE = {
+    *("cam", "grad_cam", "hires_cam", "guided_grad_cam"),
+    *("pattern_net", "pattern_attribution"),
+}
+
+
+def said_or_found(name: str, model: nn.Module, **options: Any) -> str | Tensor:
+    try:
+        return METHODS[name](model, IMAGES, 2, **options_of(name) | options)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", COMPILED)
+def test_a_model_that_is_no_longer_python(kind: str) -> None:
+    """Black boxes and gradients are the same; what looks inside is so or says why it cannot."""
+    model = make("Residual").eval()
+    compiled = COMPILED[kind](model)
+    for name in METHODS:
+        found = said_or_found(name, compiled)
+        if isinstance(found, str):
+            assert name in MAY_REFUSE
+            assert re.match(r"^(model|layer): [^\n]*$", found)
+        else:
+            torch.testing.assert_close(found, said_or_found(name, model), rtol=1e-4, atol=1e-4)
+    assert "layer: " in str(said_or_found("grad_cam", compiled, layer="conv2"))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """Right up to its rounding, and of its type; or refused."""
+    images, data = batch().to(dtype), batch(4, seed=7).to(dtype)
+    options = few_passes(METHODS[name])
+    if name == "smoothgrad":
+        options["noise"] = 0  # other types draw other numbers
+    model = make("Functional").to(dtype)
+    if name.startswith("pattern"):
+        with pytest.raises(ValueError, match=f"^images are {dtype}, which is too coarse"):
+            METHODS[name].bind(data)(model, images, 1, **options)
+        return
+    found = METHODS[name].bind(data)(model, images, 1, **options)
+    expected = METHODS[name].bind(data.double())(model.double(), images.double(), 1, **options)
+    assert found.dtype == dtype
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+THREADED = ("occlusion", "gradient", "guided_backprop", "grad_cam", "lrp", "smoothgrad")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", THREADED)
+def test_threads_take_turns(name: str, frozen: bool) -> None:
+    """Of one model, with a layer's hook where the method has one."""
+    model, images = make("Residual").train(not frozen).requires_grad_(not frozen), batch()
+    options = few_passes(METHODS[name])
+    if "layer" in METHODS[name].options and name != "guided_backprop":
+        options["layer"] = "conv2"
+    want = METHODS[name](model, images, 1, **options)
+
+    def explain(_: int) -> Tensor:
+        return METHODS[name](model, images, 1, **options)
+
+    with unchanged(model, images), ThreadPoolExecutor(4) as threads:
+        for found in threads.map(explain, range(24)):
+            torch.testing.assert_close(found, want)
+
+
 @every_method
 def test_bad_model(name: str) -> None:
     with pytest.raises(TypeError, match="^model "):
@@ -387,8 +600,19 @@ def test_a_call_without_gradient_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.detach().mean((2, 3))
 
-    with pytest.raises(ValueError, match="^model: its logits carry no gradient"):
-        METHODS["gradient"](Detached(), IMAGES)
+    for name in ("gradient", "integrated_gradients", "smoothgrad"):
+        with pytest.raises(ValueError, match="^model: its logits carry no gradient"):
+            METHODS[name](Detached(), IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].specific])
+def test_a_quantised_layer_is_refused_by_what_needs_gradients(name: str) -> None:
+    model = make("Residual").eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="^model: [^\n]*$"):
+        METHODS[name](quantised, IMAGES, 1, **options_of(name))
+    assert METHODS["occlusion"](quantised, IMAGES, 1, window=4, stride=4).abs().sum() > 0
 
 
 class Bar:
@@ -396,19 +620,14 @@ class Bar:
 
     def __init__(self, shown: list[tuple[str, int]], now: list[str], **options: Any) -> None:
         self.shown, self.now = shown, now
-        self.unit, self.hidden = options["unit"], options.get("disable", False)
-        assert options["delay"] > 0
+        self.unit = options["unit"]
+        assert 0 < options["initial"] <= options["total"]
         assert not options["leave"]
+        self.now.append(self.unit)
+        self.shown.append((self.unit, len(self.now)))
 
-    def __enter__(self) -> "Bar":
-        if not self.hidden:
-            self.now.append(self.unit)
-            self.shown.append((self.unit, len(self.now)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.hidden:
-            self.now.remove(self.unit)
+    def close(self) -> None:
+        self.now.remove(self.unit)
 
     def update(self, steps: int) -> None:
         assert steps > 0
@@ -419,6 +638,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The bars that were shown, each with the number of those on the screen then."""
     shown: list[tuple[str, int]] = []
     monkeypatch.setattr(progress, "tqdm", partial(Bar, shown, []))
+    monkeypatch.setattr(progress, "DELAY", -1)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     return shown
 
@@ -469,10 +689,10 @@ def test_a_notebooks_bar_stays_away_too(monkeypatch: pytest.MonkeyPatch) -> None
         return bars[-1]
 
     monkeypatch.setattr(progress, "tqdm", made)
-    monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(progress, "DELAY", -1)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert list(progress.counted([1, 2], "step")) == [1, 2]
-    assert [bar.disable for bar in bars] == [True]
+    assert bars == []
 
 
 def test_a_listener_hears_the_outer_steps_alone(bars: list[tuple[str, int]]) -> None:
@@ -527,6 +747,25 @@ def test_a_choice_that_there_is() -> None:
 def test_of_many_choices_an_error_names_some() -> None:
     with pytest.raises(ValueError, match="choose one of 0, 1, .*, 11, …$"):
         contract.check_choice("name", "x", map(str, range(100)))
+
+
+def test_the_classes_of_all_images_are_checked() -> None:
+    logits = torch.tensor([[1.0, 2.0], [5.0, 4.0]])
+    classes, second = torch.tensor([1, 0, 1]), torch.tensor([1, 2])
+    assert contract.score_target(logits, classes, second).tolist() == [1, 4]
+    assert contract.resolve_target(logits, None, second).tolist() == [1, 0]
+    assert contract.resolve_target(logits, 1, second).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="^target: there is no class 2; .* classes 0 to 1$"):
+        contract.score_target(logits, torch.tensor([2, 0, 1]), second)
+
+
+def test_a_function_joins_the_model() -> None:
+    model = make("Residual")
+    assert contract.with_score(model, 3) == (model, 3)
+    joined, target = contract.with_score(model, lambda logits: logits[:, 3])
+    assert target == 0
+    assert list(joined.parameters()) == list(model.parameters())
+    assert torch.equal(joined.eval()(IMAGES), model.eval()(IMAGES)[:, 3:4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -388,6 +388,51 @@ def test_smoothgrad_without_noise_is_the_method(name: str) -> None:
     assert float(result.spread.max()) < 1e-6 * float(expected.abs().max())
 
 
+class Curved(nn.Module):
+    """Its gradient hardly changes under little noise, and is small where images are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.gelu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise", "error"),
+    [
+        (torch.float32, 0.15, 1e-4),
+        (torch.float32, 1e-4, 0.01),
+        (torch.float16, 0.15, 0.02),
+        (torch.bfloat16, 0.15, 0.02),
+    ],
+)
+def test_smoothgrads_spread_in_coarse_types(dtype: torch.dtype, noise: float, error: float) -> None:
+    """Against float64 with the same noise: squares neither vanish nor cancel."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, 48, 48, generator=generator).to(dtype)
+    found = smoothgrad_estimate(Curved().to(dtype), images, 0, noise=noise, samples=8)
+    seeds = torch.randint(2**62, (8,), generator=torch.Generator().manual_seed(0)).tolist()
+    epsilon = [
+        torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        for seed in seeds
+    ]
+    x = images.double()
+    around = x + noise * (x.max() - x.min()) * torch.stack(epsilon).double()
+    maps = gradient(Curved().double(), around, 0)
+    for value, exact in (
+        (found.value, maps.mean(0, keepdim=True)),
+        (found.spread, maps.std(0, keepdim=True)),
+        (found.standard_error, maps.std(0, keepdim=True) / 8**0.5),
+    ):
+        assert value is not None
+        assert value.dtype == dtype
+        assert ((value - exact).abs() / exact.abs()).median() < error
+
+
 def test_smoothgrads_noise_is_the_generators() -> None:
     model, images = make("Residual"), batch()
 

@@ -335,46 +335,82 @@ def test_ablate_refuses_layers_without_units(layer: nn.Module, words: str) -> No
         model(batch())
 
 
-def maps_pooled_by(forward: Any) -> tuple[Tensor, layers.Head]:
-    """The feature maps of a network that ends as `forward` says, and what Head noted."""
+# From feature maps to logits --------------------------------------------------------------------
+
+
+def maps_pooled_by(forward: Any) -> tuple[Tensor, Tensor | None, layers.Head]:
+    """The feature maps of a network that ends as `forward` says, those found, and the head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         conv, fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 5)
+    images = batch()
     with torch.no_grad(), layers.Head() as head:
-        maps = conv(batch())
+        maps = conv(images)
         logits = forward(maps, fc)
     assert head.vector is not None
     assert head.weight is fc.weight
-    assert torch.equal(head.logits, logits)
-    return maps, head
+    assert head.ends_in(logits)
+    assert not hasattr(conv.weight, "pooled")
+    return maps, layers.last_maps(logits), head
 
 
 def test_head_notes_what_is_pooled_last() -> None:
-    maps, head = maps_pooled_by(lambda maps, fc: fc(maps.mean((2, 3))))
-    assert head.maps is maps
-    assert head.averages_into(head.logits)
-    assert not head.averages_into(head.logits + 1)
+    for pool in (lambda x: x.mean((2, 3)), lambda x: x.amax((2, 3)), lambda x: x[:, :, 3, 4]):
+        maps, found, head = maps_pooled_by(lambda x, fc, pool=pool: fc(pool(x)))
+        assert found is maps
+        assert head.vector is not None
+        assert torch.equal(head.vector, pool(maps))
 
 
 def test_head_notes_the_first_of_poolings_in_a_row() -> None:
-    maps, head = maps_pooled_by(
+    maps, found, _ = maps_pooled_by(
         lambda maps, fc: fc(
             nn.functional.avg_pool2d(nn.functional.avg_pool2d(maps, 2), 4).flatten(1)
         )
     )
-    assert head.maps is maps
-    maps, head = maps_pooled_by(
+    assert found is maps
+    maps, found, _ = maps_pooled_by(
         lambda maps, fc: fc(nn.functional.avg_pool2d(maps, 2).relu().mean((2, 3)))
     )
-    assert head.maps is not maps
-    assert head.maps is not None
-    assert head.maps.shape == (3, 6, 4, 4)
+    assert found is not maps
+    assert found is not None
+    assert found.shape == (3, 6, 4, 4)
 
 
-def test_head_says_where_the_mean_is_not_what_the_last_layer_gets() -> None:
-    _, head = maps_pooled_by(lambda maps, fc: fc(maps.amax((2, 3))))
-    assert not head.averages_into(head.logits)
+def test_head_tells_a_linear_layer_of_all_places_from_one_that_makes_maps() -> None:
+    square, row = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 1, 4)
+    conv2d = nn.functional.conv2d
+    with layers.Head():
+        linear = conv2d(square, torch.ones(5, 3, 4, 4)).flatten(1)
+        strided = conv2d(square, torch.ones(5, 3, 4, 4), stride=4).flatten(1)
+        of_row = conv2d(row, torch.ones(5, 3, 1, 4)).flatten(1)
+    assert layers.last_maps(linear) is square
+    for made in (strided, of_row):
+        maps = layers.last_maps(made)
+        assert maps is not None
+        assert maps.shape == (2, 5, 1, 1)
+
+
+def test_head_keeps_the_logits_as_the_linear_layer_gave_them() -> None:
+    with torch.no_grad(), layers.Head() as head:
+        logits = nn.Linear(3, 5)(batch().mean((2, 3)))
+    assert head.ends_in(logits)
+    assert head.ends_in(logits.clamp(min=-100))
+    assert not head.ends_in(logits + 1)
+    logits *= 2
+    assert not head.ends_in(logits)
     with layers.Head() as head:
         batch().relu()
-    assert head.maps is None
-    assert head.vector is None
+    assert not head.ends_in(logits)
+
+
+def test_there_are_no_last_maps_where_the_head_saw_none() -> None:
+    images = batch()
+    with layers.Head():
+        maps = images.mean((2, 3))
+        constant = torch.ones(3, 6, 4, 4).mean((2, 3))
+        tokens = nn.functional.linear(images.flatten(2).mT, torch.ones(6, 3)).mean(1)
+    assert layers.last_maps(maps) is images
+    assert layers.last_maps(constant) is None
+    assert layers.last_maps(tokens) is None
+    assert layers.last_maps(torch.ones(3, 5)) is None

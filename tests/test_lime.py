@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from course_utils.methods import lime
+from course_utils.methods import lime, regions
 from course_utils.methods.lime import (
     cosine_distance,
     lime_image,
@@ -299,12 +299,29 @@ def test_one_set_of_samples_explains_every_class() -> None:
         assert torch.equal(result[0, ::2, 0], torch.from_numpy(w))
 
 
-def test_one_segment() -> None:
-    images, one = batch(dtype=torch.float64), torch.full((8, 8), 7)
-    truth = (images - images.mean((2, 3), keepdim=True) - 1).sum((1, 2, 3))
-    fill = images.mean((2, 3), keepdim=True) + 1
-    result = explain(Recorder(), images, 0, segments=one, baseline=fill)
-    torch.testing.assert_close(result, truth.view(3, 1, 1).expand(3, 8, 8), rtol=1e-5, atol=1e-5)
+def test_a_single_segment_has_nothing_to_be_compared_with() -> None:
+    model, one = Recorder(), torch.full((8, 8), 7)
+    mixed = torch.stack([SEGMENTS, one, SEGMENTS])
+    for images, segments, number in ((batch(), mixed, 1), (batch()[..., :1, :1], None, 0)):
+        with pytest.raises(
+            ValueError, match=f"^segments must be at least two, .* {number} has one"
+        ):
+            explain(model, images, 0, segments=segments)
+    with pytest.raises(ValueError, match="^segments must be at least two"):
+        sample_image(model, batch(1), one)
+    assert not model.calls
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_segments_are_found_in_any_number_of_channels(channels: int) -> None:
+    images = torch.rand(1, channels, 16, 16, generator=seeded(0), dtype=torch.float64)
+    result = lime_image(lambda x: x.sum((2, 3)), images, 0, baseline=0.0, samples=200)
+    # f is a sum: a segment's coefficient is the sum of its pixels in the first channel.
+    labels = torch.from_numpy(regions.segment(images[0]))
+    for label in labels.unique():
+        inside = labels == label
+        truth = images[0, 0][inside].sum().expand(int(inside.sum()))
+        torch.testing.assert_close(result[0][inside], truth, rtol=1e-3, atol=1e-3)
 
 
 def test_segments_of_its_own_and_found() -> None:
@@ -466,8 +483,6 @@ def test_bad_images_and_targets() -> None:
             sample_image(model, images, SEGMENTS)
     with pytest.raises(ValueError, match="^image must be one"):
         sample_image(model, batch(2), SEGMENTS)
-    with pytest.raises(ValueError, match="^images have 4 channels, .*; give segments$"):
-        explain(model, torch.zeros(1, 4, 8, 8), segments=None)
     with pytest.raises(TypeError, match="^model must be a torch.nn.Module or a function"):
         explain("resnet18", batch())
     with pytest.raises(TypeError, match="^target must be a class number"):
@@ -515,6 +530,54 @@ def test_words_go_everywhere_and_all_else_stays() -> None:
         assert text.count("the") in (0, 2)
         assert "".join(sign for sign in text if sign in " ,:.") == " ,  :    ,    ."
     assert any("is " in text and "isn't" not in text for text in texts)
+
+
+# In many scripts vowel signs and accents are characters of their own.
+SCRIPTS = {
+    "Hindi": "नमस्ते दुनिया अच्छी",
+    "Hindi, joined": "क्\u200dष त्र",
+    "Tamil": "தமிழ் மொழி",
+    "Sinhala": "ශ්\u200dරී ලංකා",
+    "Thai": "ไม่ รู้ สู้ หวัง",
+    "Hebrew": "מְאֹד טוֹב",
+    "Arabic": "السَّلَامُ عَلَيْكُمْ",
+    "Persian": "می\u200cخواهم بروم",
+    "Korean": "한국어 좋다",
+    "French, decomposed": "cafe\u0301 noir d'e\u0301te\u0301",
+    "Greek, decomposed": "και\u0301 αυ\u0313το\u0301ς",
+    "German, hyphenated": "Donau\u00addampf schiff",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_words_of_every_script(script: str) -> None:
+    text = SCRIPTS[script]
+    words = text.split()
+    asked: list[str] = []
+
+    def first(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.array([[float(words[0] in text)] for text in texts])
+
+    result = lime_text(first, text, 0, samples=100)
+    assert sorted(word for word, _ in result) == sorted(words)
+    assert result[0][0] == words[0]
+    np.testing.assert_allclose([value for _, value in result], np.eye(len(words))[0], atol=1e-3)
+    assert all(word in words for part in asked for word in part.split())  # no mark is left behind
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("well-known, isn't it’s 'quoted' rock'n'roll", "well known isn't it’s quoted rock'n'roll"),
+        ("👍🏽 super ❤️ top 👨‍👩‍👧 go", "super top go"),  # emoji and their marks are no words
+        ("\u0301 a\u0301-b", "a\u0301 b"),  # a mark without a letter
+        ("x_1 ½ 3rd ٣", "x_1 ½ 3rd ٣"),
+    ],
+)
+def test_what_is_a_word(text: str, words: str) -> None:
+    found = lime_text(lambda texts: np.ones((len(texts), 1)), text)
+    assert sorted(word for word, _ in found) == sorted(words.split())
 
 
 def test_a_text_of_one_word() -> None:

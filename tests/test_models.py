@@ -139,6 +139,27 @@ def test_predict() -> None:
     assert len(tiny.predict(picture())) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type(dtype: torch.dtype) -> None:
+    exact, tiny = classifier(), classifier(small_resnet().to(dtype))
+    images = torch.from_numpy(np.stack([picture(32, 32)] * 2)).permute(0, 3, 1, 2)
+    assert tiny.dtype == dtype
+    x = tiny.to_input(picture(32, 32))
+    assert x.dtype == tiny.inputs(images)[1].dtype == dtype
+    assert torch.equal(x, exact.to_input(picture(32, 32)).to(dtype))
+    off = np.abs(tiny.to_image(x).astype(int) - picture(32, 32).astype(int)).max()
+    assert off <= (1 if dtype == torch.bfloat16 else 0)  # a number of it has eight digits
+    assert dict(tiny.predict(picture())) == pytest.approx(dict(exact.predict(picture())), abs=0.02)
+    logits = models.logits(tiny, images)
+    torch.testing.assert_close(logits.float(), models.logits(exact, images), rtol=0.05, atol=0.05)
+
+
+def test_a_model_without_parameters_computes_in_float32() -> None:
+    flat = classifier(nn.Flatten())
+    assert (flat.dtype, flat.device) == (torch.float32, torch.device("cpu"))
+    assert flat.to_input(picture()).dtype == torch.float32
+
+
 def test_baselines() -> None:
     tiny = classifier()
     images = tiny.to_input(picture()).double()
@@ -180,6 +201,20 @@ def test_loaded_is_ready_to_be_explained(data: Path) -> None:
     reference.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_loaded_is_float32_whatever_the_default_type(data: Path) -> None:
+    models.save(classifier(), data / "scenes.safetensors", widths=WIDTHS)
+    expected = models.load("scenes", device="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = models.load("scenes", device="cpu")
+        assert loaded.dtype == torch.float32
+        assert loaded.predict(picture()) == expected.predict(picture())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value)
 
 
 def test_default_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

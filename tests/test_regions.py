@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from skimage import data, segmentation
 from torch import Tensor
 
 from course_utils.methods.gradients import integrated_gradients
-from course_utils.methods.regions import SEGMENTATIONS, grow, segment, segment_stack, xrai
-from course_utils.worlds import photographs
+from course_utils.methods.regions import (
+    SEGMENTATIONS,
+    grow,
+    labels_of,
+    segment,
+    segment_stack,
+    xrai,
+)
+from course_utils.worlds import photographs, scenes
 from tests.networks import NETWORKS, batch, make
 
 every_method = pytest.mark.parametrize("method", SEGMENTATIONS)
@@ -49,6 +57,90 @@ def test_labels_run_from_zero_without_gaps(method: str, n: int) -> None:
     for label in range(labels.max() + 1):
         assert ndimage.label(labels == label, np.ones((3, 3)))[1] == 1
     assert 1 < labels.max() + 1 <= (1.5 * n if method == "slic" else n)
+
+
+def about(labels: np.ndarray, n: int) -> bool:
+    """Connected, and half to one and a half times as many."""
+    count = labels.max() + 1
+    whole = all(ndimage.label(labels == label)[1] == 1 for label in range(count))
+    return whole and n / 2 <= count <= 1.5 * n
+
+
+def usual(image: np.ndarray, n: int) -> np.ndarray:
+    """SLIC at its usual compactness, whatever number of segments comes."""
+    return segmentation.slic(image, n, compactness=10, start_label=0, channel_axis=-1)
+
+
+@pytest.mark.parametrize("name", photographs.NAMES)
+@pytest.mark.parametrize("n", [12, 50])
+def test_photographs_in_about_as_many_segments_as_wanted(name: str, n: int) -> None:
+    image = photographs.load(name).image[::4, ::4]
+    labels = segment(image, n_segments=n)
+    assert about(labels, n)
+    if n / 2 <= len(np.unique(usual(image, n))) <= 1.5 * n:
+        assert np.array_equal(labels, usual(image, n))
+
+
+# Asked for 50, SLIC at its usual compactness makes too few of all of these but the last.
+HARD = {
+    "scene 14": scenes.Scenes(200, 1, hard=True).scene(14).image,
+    "noise": noise(96, 96, 3),
+    "grey noise": noise(1, 96, 96),
+    "noise on a photo": photo() + 20 * noise(96, 96, 3),
+    **{name: getattr(data, name)()[None, :256, :256] for name in ("grass", "gravel")},
+    "one colour": np.full((96, 96, 3), 7.0),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("n", [4, 10, 50, 200])
+def test_on_noise_and_texture_place_counts_more(name: str, n: int) -> None:
+    assert about(segment(HARD[name], n_segments=n), n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard", [False, True])
+def test_every_scene_in_about_as_many_segments_as_wanted(hard: bool) -> None:
+    world = scenes.Scenes(200, 1, hard=hard)
+    for i in range(len(world)):
+        assert about(segment(world.scene(i).image), 50)
+
+
+@every_method
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_any_number_of_channels(method: str, channels: int) -> None:
+    halves = torch.zeros(channels, 20, 30)
+    halves[1, :, 15:] = 1  # in one channel alone, and still two halves
+    expected = np.repeat([[0] * 15 + [1] * 15], 20, 0)
+    assert np.array_equal(segment(halves, method=method, n_segments=2), expected)
+    image = torch.from_numpy(noise(channels, 48, 48))
+    if method == "slic":
+        assert about(segment(image), 50)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 50])
+@pytest.mark.parametrize("size", [(3, 40), (11, 7), (16, 16), (9, 300)])
+def test_small_and_long_pictures(size: tuple[int, int], n: int) -> None:
+    image = noise(*size, 3)
+    if n * 7 <= image[..., 0].size:
+        assert about(segment(image, n_segments=n), n)
+    else:  # of so few pixels each, there may be twice as many
+        assert n / 2 <= segment(image, n_segments=n).max() + 1 <= 2 * n
+
+
+def test_labels_of() -> None:
+    images = torch.from_numpy(noise(2, 4, 24, 24))
+    for labels, image in zip(labels_of(None, images), images, strict=True):
+        assert np.array_equal(labels, segment(image))
+    own = torch.zeros(2, 24, 24, dtype=torch.long)
+    own[:, :3] = 7
+    assert labels_of(own, images)[1].sum() == 3 * 24
+    own[1] = 7
+    sentence = "^segments must be at least two, to be compared, but image 1 has one$"
+    with pytest.raises(ValueError, match=sentence):
+        labels_of(own, images)
+    with pytest.raises(ValueError, match="^segments must be at least two"):
+        labels_of(None, images[..., :1, :1])
 
 
 @every_method
@@ -348,8 +440,10 @@ def test_grey_images_have_segments_too() -> None:
 
     images = torch.from_numpy(photo(size=48)[None, None, ..., 0] / 255.0)
     assert xrai(Grey(), images, 1).unique().numel() > 3
-    with pytest.raises(ValueError, match="^images have 2 channels, .*give segments$"):
-        xrai(Grey(), images.expand(1, 2, -1, -1))
+    several, attribution = images.expand(1, 5, -1, -1), torch.from_numpy(noise(1, 48, 48))
+    expected, _ = grow(attribution[0], segment_stack(several[0]))
+    result = xrai(Grey(), several, attribution=attribution)
+    torch.testing.assert_close(result[0], torch.from_numpy(expected))
 
 
 def test_an_attribution_given_costs_no_pass() -> None:

@@ -473,7 +473,7 @@ def test_beyond_the_budget_it_is_kernel_shap() -> None:
 def test_segments_of_each_image() -> None:
     model, images = make("Residual").double(), batch(dtype=torch.float64)
     columns = torch.arange(8).expand(8, 8)
-    labels = torch.stack([LABELS, columns, torch.zeros_like(LABELS)])
+    labels = torch.stack([LABELS, columns, columns // 4])
     result = shap(model, images, segments=labels)
     for i in range(3):
         alone = shap(model, images[i : i + 1], segments=labels[i])
@@ -484,13 +484,8 @@ def test_segments_of_each_image() -> None:
     assert torch.equal(shap(model, images, segments=labels.numpy()), result)
 
 
-def test_one_segment_gets_all() -> None:
-    model = Recorder()
-    result = estimate(model, batch(), 1, segments=torch.full((8, 8), -3), baseline=0.0)
-    expected = model(batch())[:, 1] - 4
-    torch.testing.assert_close(result.value, expected[:, None, None].expand(3, 8, 8))
-    assert result.r2.isnan().all()
-    assert sum(model.calls) == 3 * 2 + 3
+def test_one_segment_is_refused() -> None:
+    refuses(shap, "segments must be at least two", Recorder(), batch(), 1, segments=LABELS * 0 - 3)
 
 
 def test_segments_are_found() -> None:
@@ -504,7 +499,6 @@ def test_segments_are_found() -> None:
     assert labels.max() > 20
     result = shap_image(model, images, samples=300)
     assert torch.equal(result, shap_image(model, images, segments=labels, samples=300))
-    refuses(shap_image, "images have 2 channels", model, images[:, :2])
 
 
 @pytest.mark.parametrize("target", [None, 1])
@@ -679,7 +673,7 @@ def test_passes_of_deep_shap() -> None:
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     deep_shap(model, batch(2), 1, background=BACKGROUND, batch_size=4)
     # Six pairs, four and then two: of the first two baselines, then of the third, which runs once.
-    assert sizes == [4, 4, 1, 2]
+    assert sizes == [4, 4, 2, 1]
     sizes.clear()
     deep_shap(model, batch(1), background=batch(5), batch_size=4)
     assert sizes == [1, 4, 4, 1, 1]

@@ -28,6 +28,7 @@ from course_utils.contract import (
     score_target,
     sum_channels,
     to_type_of,
+    with_score,
 )
 from course_utils.progress import in_batches
 
@@ -147,7 +148,8 @@ def faithfulness_correlation(
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
     attribution: as the images, summed over channels, or (N, H, W).
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     patch: side of the squares, in pixels, the last ones cut off at the edge; 1 for single pixels,
     None for a sixteenth of the image's shorter side.
     baseline: what replaces, in model space: a number or a tensor broadcastable to the images.
@@ -173,6 +175,7 @@ def faithfulness_correlation(
     chosen = _subsets(patches, subsets, size, check_generator(generator))
 
     n, count = len(images), len(chosen)
+    model, target = with_score(model, target)
     with explaining(model), torch.no_grad():
         changed = torch.empty(n * count, dtype=torch.float64)
         logits = batched_logits(model, images, batch_size)
@@ -216,7 +219,8 @@ def deletion(
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
     attribution: as the images, summed over channels, or (N, H, W).
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     steps: pixels go in that many portions, equal up to one pixel.
     baseline: what replaces, in model space: a number (0 is the mean colour of normalised images)
     or a tensor broadcastable to the images, such as `Classifier.blurred(images)`.
@@ -345,6 +349,9 @@ def _curve(
     replacement = as_baseline("baseline", baseline, images)
     check_count("batch_size", batch_size)
     check_choice("of", of, SCORES)
+    if of == "probability" and callable(target):
+        raise ValueError("of is 'probability', which a class has; a target function makes its own")
+    model, target = with_score(model, target)
 
     n, pixels = len(images), relevance[0].numel()
     order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)

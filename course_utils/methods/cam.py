@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.contract import Target, check, explaining, resolve_target, score_target
-from course_utils.layers import Head, capture, find
+from course_utils.layers import Head, capture, find, last_maps
 from course_utils.methods.gradients import guided_backprop
 
 
@@ -17,7 +17,8 @@ def cam(
     """How much each place of the last feature maps A_k adds to the class's logit: Σ_k w_ck · A_k.
 
     For networks that end in global average pooling and one linear layer with weight w, bias b.
-    There the map and the logit are one thing: mean(CAM) + b_c = f_c(x).
+    There the map and the logit are one thing: mean(CAM) + b_c = f_c(x). Where each class has a
+    feature map of its own, whose mean is its logit, as in SqueezeNet, the CAM is A_c, and b is 0.
 
     model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
     target: a class, a LongTensor (N,), or None for each image's argmax.
@@ -37,12 +38,17 @@ def cam(
     with explaining(model), torch.no_grad(), Head() as head:
         logits = model(images.detach().clone())
     classes = resolve_target(logits, target)
-    if head.maps is None or not head.averages_into(logits):
+    maps = last_maps(logits)
+    if maps is not None and _averages(maps, head.vector) and head.ends_in(logits):
+        weights = head.weight.detach()[classes].to(maps.dtype)
+        result = torch.einsum("nk,nkhw->nhw", weights, maps)
+    elif maps is not None and _averages(maps, logits):
+        result = maps.take_along_dim(classes.view(-1, 1, 1, 1), 1)[:, 0]
+    else:
         raise ValueError(
             "model: it does not end in global average pooling and one linear layer, which CAM "
             "needs; use grad_cam"
         )
-    result = torch.einsum("nk,nkhw->nhw", head.weight.detach()[classes], head.maps)
     return _finished(result, images, relu=False, upsample=upsample)
 
 
@@ -67,10 +73,9 @@ def maps_and_slopes(
     name = None if layer is None else _name(model, layer)
     with explaining(model):
         x = images.detach().clone().requires_grad_()
-        with capture(model, name or []) as kept, Head() as head:
-            logits = model(x.clone())
-        scores = score_target(logits, target)
-        maps = _maps(head.maps if name is None else kept.get(name), name)
+        with capture(model, name or []) as kept, Head():
+            scores = score_target(model(x.clone()), target)
+        maps = _maps(last_maps(scores) if name is None else kept.get(name), name)
         slopes = None
         if scores.requires_grad and maps.requires_grad:
             (slopes,) = torch.autograd.grad(scores.sum(), maps, allow_unused=True)
@@ -98,7 +103,8 @@ def grad_cam(
     for CAM, relu=False gives CAM / (h·w).
     Returns (N, H, W), or (N, h, w) with upsample=False: in logits per place of the feature map.
 
-    Raises ValueError or TypeError naming the argument.
+    Raises ValueError or TypeError naming the argument; ValueError where the logits are not all made
+    of the same last feature maps, as those of a ViT, and no layer is given.
     Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization, 2017.
 
@@ -165,12 +171,26 @@ def _finished(maps: Tensor, images: Tensor, relu: bool, upsample: bool) -> Tenso
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def _averages(maps: Tensor, vector: Tensor | None) -> bool:
+    """Whether there is a vector (N, K), and it is the mean of feature maps (N, K, h, w)."""
+    mean = maps.mean((2, 3))
+    if vector is None or vector.shape != mean.shape:
+        return False
+    error = torch.finfo(mean.dtype).eps ** 0.5
+    return torch.allclose(
+        mean, vector.to(mean.dtype), rtol=error, atol=error * float(mean.abs().max())
+    )
+
+
 def _maps(output: Any, name: str | None) -> Tensor:
     """A layer's output, if it is feature maps; else a ValueError that says what it is."""
     if isinstance(output, Tensor) and output.ndim == 4:
         return output
     if name is None:
-        raise ValueError("model: it pools or flattens no feature maps (N, C, h, w); name a layer")
+        raise ValueError(
+            "model: it has no last feature maps (N, C, h, w) of which all of its logits are made; "
+            "give layer=, as 'layer4' or a module"
+        )
     came = f"gives {tuple(output.shape)}" if isinstance(output, Tensor) else "gives none"
     came = "did not run" if output is None else came
     raise ValueError(

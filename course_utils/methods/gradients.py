@@ -1,6 +1,6 @@
 """Attributions computed from the gradient of a class's logit with respect to the image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from course_utils.contract import (
     mean_and_variance,
     predict_target,
     score_target,
+    to_type_of,
     value_of,
 )
 from course_utils.layers import find
 from course_utils.methods import backward
+from course_utils.methods.operations import Operation
 from course_utils.progress import in_batches
 
 
@@ -34,8 +36,9 @@ def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
     """How much the target's logit changes per change of each input value: ∂f_c(x) / ∂x.
 
     model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
-    Returns (N, C, H, W), signed, in logits per unit of model space.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of whatever
+    the model returns, which makes a score (N,) of it: lambda logits: logits[:, 1] - logits[:, 0].
+    Returns (N, C, H, W), signed, in logits (or what the score is in) per unit of model space.
 
     Raises ValueError or TypeError naming the argument.
     Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, 2013.
@@ -51,15 +54,21 @@ def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
         return scores_and_gradient(model, images, target)[1]
 
 
-def scores_and_gradient(model: nn.Module, images: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """The target's logit (N,) and its gradient (N, C, H, W), in one pass; inside `explaining`."""
+def scores_and_gradient(
+    model: nn.Module, images: Tensor, target: Target, numbers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The target's logit (N,) and its gradient (N, C, H, W), in one pass; inside `explaining`.
+
+    numbers: which images these are (N,), where the target holds the classes of more.
+    """
     x = images.detach().clone().requires_grad_()
     # The model gets a copy: its first layer may work in place.
-    scores = score_target(model(x.clone()), target)
-    if not scores.requires_grad:
+    scores, result = score_target(model(x.clone()), target, numbers), None
+    if scores.requires_grad:
+        # Each score depends on its own image alone, so the sum's gradient holds all of theirs.
+        (result,) = torch.autograd.grad(scores.sum(), x, allow_unused=True)
+    if result is None:
         raise ValueError("model: its logits carry no gradient to the images")
-    # Each score depends on its own image alone, so the sum's gradient holds all of theirs.
-    (result,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
     return scores.detach(), result
 
 
@@ -81,12 +90,12 @@ def input_x_gradient(model: nn.Module, images: Tensor, target: Target = None) ->
     return gradient(model, images, target) * images.detach()
 
 
-def _deconvnet(operation: backward.Operation, gradient: Tensor) -> Tensor:
-    return gradient.clamp(min=0)
+def _deconvnet(relu: Operation, above: Tensor, derived: Sequence[Tensor]) -> Tensor:
+    return above.clamp(min=0)
 
 
-def _guided(operation: backward.Operation, gradient: Tensor) -> tuple[Tensor, ...]:
-    return operation.gradient(gradient.clamp(min=0))
+def _guided(relu: Operation, above: Tensor, derived: Sequence[Tensor]) -> Tensor:
+    return derived[0].clamp(min=0)
 
 
 def deconvnet(
@@ -102,7 +111,8 @@ def deconvnet(
         R_in = R_out · 1[R_out > 0]        (the gradient: R_out · 1[x > 0])
 
     Max pooling passes a value to the position of its maximum (the paper's switches). A ReLU6 is
-    treated as a ReLU. Without max pooling the map depends on the class or unit, not on the image.
+    treated as a ReLU; normalisations and gates (a value times a sigmoid) keep their gradient.
+    Without max pooling the map depends on the class or unit, not on the image.
     Arguments as `gradient`; with a layer (as in `model.named_modules()`) and a unit, a channel of
     it, the strongest position of that unit is explained instead of a class. Returns (N, C, H, W),
     signed; its size has no unit.
@@ -165,10 +175,15 @@ def _rectified(
         check_unit(layer, unit, output.shape[1])  # type: ignore[arg-type]
         return output[:, unit].reshape(len(output), -1).amax(1)
 
-    rules = backward.Rules(method, {"relu": relu, "relu6": relu})
+    others = ("product", "norm", "softmax")  # nothing that stands in the place of a ReLU
+    table = {"relu": relu, "gate": backward.derivative}
+    rules = backward.Rules(method, table, derivative=others)
     with explaining(model):
         result = backward.propagate(model, images, rules, score, layer=layer)
-    if not rules.operations:
+    for operation in rules.operations:
+        if operation.kind == "gate" and {*operation.readers} != {"mul"}:
+            raise ValueError(f"model: {method} has no rule for its operation {operation.name}")
+    if not any(operation.kind == "relu" for operation in rules.operations):
         raise ValueError(f"model: {method} is about ReLUs, but this model has none; use gradient")
     return result
 
@@ -220,14 +235,17 @@ def smoothgrad_estimate(
             sample, image = number // len(images), number % len(images)
             epsilon = drawn_again(torch.randn, [seeds[k] for k in sample], images)
             maps = method(model, images[image] + sigma[image] * epsilon, classes[image], **options)
+            # Sums in double precision on the CPU: not every device has it.
+            values = maps.cpu().double()
             if not total.ndim:
-                total = maps.new_zeros(len(images), *maps.shape[1:])
+                total = values.new_zeros(len(images), *maps.shape[1:])
                 squares = total.clone()
-            total.index_add_(0, image.to(maps.device), maps)
-            squares.index_add_(0, image.to(maps.device), maps**2)
+            total.index_add_(0, image, values)
+            squares.index_add_(0, image, values**2)
     mean, variance = mean_and_variance(total, squares, samples)
     spread = variance.sqrt()
-    return Estimate(mean, standard_error=spread / samples**0.5, spread=spread)
+    error = spread / samples**0.5
+    return Estimate(*(to_type_of(each, maps) for each in (mean, error, spread)))
 
 
 smoothgrad = value_of(smoothgrad_estimate)
@@ -275,7 +293,7 @@ def integrated_gradients(
             image, step = number // steps, number % steps
             alpha, weight = alphas[step].to(images), weights[step].to(images)
             x = baseline[image] + alpha.view(-1, 1, 1, 1) * difference[image]
-            _, slope = scores_and_gradient(model, x, classes[image])
+            _, slope = scores_and_gradient(model, x, classes, image)
             mean.index_add_(0, image.to(images.device), weight.view(-1, 1, 1, 1) * slope)
     return difference * mean
 

@@ -5,6 +5,7 @@ The three differ in what a player is (a segment, a word, a column) and in how it
 """
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable
 from itertools import combinations
@@ -29,6 +30,7 @@ from course_utils.contract import (
     resolve_target,
     score_target,
     value_of,
+    with_score,
 )
 from course_utils.methods.regions import Array, cover, labels_of
 from course_utils.progress import in_batches
@@ -220,9 +222,10 @@ def lime_image_fit(
     costs `samples` forward passes.
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     segments: labels (H, W) for all images, or (N, H, W), any integers; None for
-    `regions.segment` of each image (C 1 or 3).
+    `regions.segment` of each image. At least two, for the surrogate compares them.
     baseline: what hidden segments show, in model space: a number, a tensor broadcastable to the
     images, or None for the image's mean colour, the same for all its segments.
     kernel_width: in cosine distance; where it is small, only samples with few hidden segments
@@ -251,6 +254,7 @@ def lime_image_fit(
         _check_options(samples, _players(labels), kernel_width, ridge, features, batch_size)
     generator = check_generator(generator)
 
+    model, target = with_score(model, target)
     start = generator.get_state()  # each image's, so that its draws do not depend on its batch
     with explaining(model), torch.no_grad():
         result, error = images.new_empty(2, *images[:, 0].shape)
@@ -258,9 +262,8 @@ def lime_image_fit(
         for i, labels in enumerate(regions):
             z = _draw(samples, _players(labels), generator.set_state(start))
             one = slice(i, i + 1)
-            aim = target[one] if isinstance(target, Tensor) else target
-            logits = _logits(model, images[one], labels, hidden[one], z, aim, batch_size)
-            scores = logits[:, int(resolve_target(logits[:1], aim))]
+            logits = _logits(model, images[one], labels, hidden[one], z, target, batch_size)
+            scores = logits[:, int(resolve_target(logits[:1], target, torch.tensor([i])))]
             fit = surrogate(z, scores, _near(z, kernel_width), ridge=ridge, features=features)
             result[i] = torch.from_numpy(fit.coefficients)[labels]
             error[i] = torch.from_numpy(fit.standard_error)[labels]
@@ -285,10 +288,12 @@ def lime_text_fit(
 ) -> Estimate[list[tuple[str, float]]]:
     """What each word of a text adds to the target's score: `lime_image` with words for segments.
 
-    A word is a sequence of letters, digits and inner apostrophes; it is removed everywhere in the
-    text, in this spelling, and spaces and punctuation stay. Each word is present with probability
-    ½; the first sample is the text itself. The authors' package draws how many words to remove,
-    each number equally often, and measures distance in percent: their width of 25 is 0.25 here.
+    A word is a sequence of letters, digits and inner apostrophes, of any script, with the accents
+    and vowel signs that are characters of their own; where a script sets no spaces, put them
+    between the words. It is removed everywhere in the text, in this spelling, and spaces and
+    punctuation stay. Each word is present with probability ½; the first sample is the text itself.
+    The authors' package draws how many words to remove, each number equally often, and measures
+    distance in percent: their width of 25 is 0.25 here.
 
     predict: texts → scores or probabilities (B, K), an array or a tensor.
     target: a class, or None for the one with the highest score. `samples` counts texts; `predict`
@@ -438,7 +443,7 @@ def _logits(
     for number in in_batches(len(z), batch_size):
         present = z[number].to(image.device)[:, labels]
         logits = check_logits(model(torch.where(present[:, None], image, hidden)))
-        resolve_target(logits[:1], target)  # a class that does not exist: after the first call
+        resolve_target(logits, target)  # a class that does not exist: after the first call
         result.append(logits.detach().cpu().double())
     return torch.cat(result)
 
@@ -470,21 +475,30 @@ def _scores(
     return torch.cat(result)
 
 
-WORD = re.compile(r"\w+(?:['’]\w+)*")
+def _word(text: str) -> re.Pattern[str]:
+    r"""What a word of this text is.
+
+    Accents and vowel signs may be characters of their own, combining marks, which \w does not
+    match. They belong to the letter before. Letters may be joined by apostrophes, by the joiners of
+    Indic and Persian spelling, and by hyphens that show only at the end of a line.
+    """
+    marks = [sign for sign in set(text) if unicodedata.category(sign).startswith("M")]
+    letters = rf"\w[\w{''.join(sorted(marks))}]*"
+    return re.compile(rf"{letters}(?:['’\u200c\u200d\u00ad]{letters})*")
 
 
 def _words(text: str) -> list[str]:
     """The different words of a text, in the order in which they come."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, not {type(text).__name__}")
-    words = list(dict.fromkeys(WORD.findall(text)))
+    words = list(dict.fromkeys(_word(text).findall(text)))
     if not words:
         raise ValueError(f"text must hold at least one word, but is {text[:40]!r}")
     return words
 
 
 def _keep(text: str, words: set[str]) -> str:
-    return WORD.sub(lambda word: word[0] if word[0] in words else "", text)
+    return _word(text).sub(lambda word: word[0] if word[0] in words else "", text)
 
 
 def _numbers(name: str, values: Array) -> np.ndarray:

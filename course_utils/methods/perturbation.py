@@ -25,6 +25,7 @@ from course_utils.contract import (
     score_target,
     to_type_of,
     value_of,
+    with_score,
 )
 from course_utils.progress import in_batches
 
@@ -46,7 +47,8 @@ def occlusion(
     pass for each of its P windows and one for f(x).
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     window: side of the square, in pixels. stride: from one window to the next; at most `window`.
     baseline: what a covered window shows, in model space: a number (0 is the mean colour of
     normalised images) or a tensor broadcastable to the images.
@@ -93,7 +95,8 @@ def prediction_difference_estimate(
     surroundings (marginal sampling) and logits are compared.
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     window, stride: in pixels; stride is at most `window`.
     background: (M, C, H, W), ordinary images in model space, as large as the images.
     generator: of the CPU, for the draws; None for one of seed 0. All images get the same draws.
@@ -188,6 +191,7 @@ def _drops(
     content goes into the windows.
     """
     n, places = len(images), len(rows) * len(columns)
+    model, target = with_score(model, target)
     with explaining(model), torch.no_grad():
         # Sums in double precision on the CPU: not every device has it, and they are small.
         total, squares = torch.zeros(2, n * places, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Methods that propagate the class's logit backward, operation by operation, by their own rules."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,10 @@ from course_utils.contract import (
     check_number,
     explaining,
     score_target,
+    with_score,
 )
-from course_utils.methods.backward import (
-    ACTIVATIONS,
-    LINEAR,
-    Operation,
-    Rule,
-    Rules,
-    propagate,
-    run,
-)
+from course_utils.methods.backward import Rule, Rules, derivative, propagate, pull_back, run
+from course_utils.methods.operations import Operation, normalized
 from course_utils.progress import in_batches
 
 
@@ -38,7 +33,8 @@ def deeplift(
         m_in = m_out · (σ(z) − σ(z')) / (z − z'),      attribution = (x − x') · m
 
     A maximum divides its difference between its positions in the two images; the slope of a product
-    with respect to one factor is the other's mean. So the map sums to f_c(x) − f_c(x').
+    with respect to one factor is the other's mean, of matrices, too. Normalisations and the softmax
+    are made of such steps. So the map sums to f_c(x) − f_c(x').
 
     Arguments as `gradients.gradient`. baseline: x', a number or a tensor that broadcasts to the
     images, in model space, where 0 is the mean colour. Returns (N, C, H, W), signed, in logits.
@@ -54,53 +50,131 @@ def deeplift(
     check(model, images, target)
     baseline = as_baseline("baseline", baseline, images)
     shared = bool((baseline == baseline[:1]).all())
-    table = {**dict.fromkeys(ACTIVATIONS, _rescale), "max_pool": _maximum, "product": _product}
-    reference = Rules("deeplift", table)  # type: ignore[arg-type]  # it never goes backward
+    rules_beside: dict[str, RuleBeside] = {
+        **dict.fromkeys(("relu", "activation", "gate", "pointwise"), _rescale),
+        **{"max_pool": _maximum, "product": _product, "quotient": _quotient},
+        **{"norm": _norm, "softmax": _softmax},
+    }
+    reference = Rules("deeplift", dict.fromkeys(rules_beside, derivative))  # it never goes backward
 
-    def beside_reference(rule: Callable[[Operation, Operation, Tensor], object]) -> Callable:
-        return lambda operation, m: rule(operation, _partner(operation, reference), m)
+    def beside(rule: RuleBeside) -> Rule:
+        return lambda operation, m, derived: rule(
+            operation, _reference(operation, reference), m, derived
+        )
 
-    rules = Rules("deeplift", {kind: beside_reference(rule) for kind, rule in table.items()})
-    with explaining(model):
+    rules = Rules("deeplift", {kind: beside(rule) for kind, rule in rules_beside.items()})
+    model, target = with_score(model, target)
+
+    def score(logits: Tensor) -> Tensor:
+        scores = score_target(logits, target)  # a bad target is said before the baseline's pass
         run(model, baseline[:1] if shared else baseline, reference)
-        m = propagate(model, images, rules, lambda logits: score_target(logits, target))
+        return scores
+
+    with explaining(model):
+        m = propagate(model, images, rules, score)
     return (images.detach() - baseline) * m
 
 
-def _rescale(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
+class Reference(NamedTuple):
+    """What an operation had to do with the baseline, once for each image."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+RuleBeside = Callable[[Operation, Reference, Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor]]
+
+
+def _reference(operation: Operation, rules: Rules) -> Reference:
+    """What the operation's partner had, the one of the same number in the other pass."""
+    partners = rules.operations[operation.number : operation.number + 1]
+    if not partners or partners[0].name != operation.name:
+        raise ValueError("baseline: the model does other operations for it than for the images")
+    before = partners[0]
+    pairs = (operation.inputs, before.inputs), (operation.outputs, before.outputs)
+    return Reference(*([*map(_for_each, now, then)] for now, then in pairs))
+
+
+def _for_each(now: Tensor, before: Tensor) -> Tensor:
+    """A baseline's values, in the shape of those of several images."""
+    shares = [a // b for a, b in zip(now.shape, before.shape, strict=True)]
+    if all(b == 1 or share == 1 for b, share in zip(before.shape, shares, strict=True)):
+        return before.expand_as(now)
+    return before.repeat(shares)  # an axis that counts images and parts of them
+
+
+def _rescale(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Tensor:
     (z,), (z0,) = operation.inputs, reference.inputs
-    return _slope(m * (operation.output - reference.output), z, z0, operation, m)
+    return _slope(m * (operation.output - reference.outputs[0]), z, z0, derived[0])
 
 
-def _maximum(operation: Operation, reference: Operation, m: Tensor) -> Tensor:
-    (z,) = operation.inputs
-    z0 = reference.inputs[0].expand_as(z)
-    (y, now), (y0, before) = operation(z, return_indices=True), operation(z0, return_indices=True)
+def _maximum(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Tensor:
+    (z,), (z0,) = operation.inputs, reference.inputs
+    (y, now), (y0, before) = operation.outputs, reference.outputs
     # First up to the higher maximum, at its place, then down to y; windows may overlap, so add.
     top = torch.maximum(y, y0)
-    given = torch.zeros_like(z).flatten(2)
+    given = z.new_zeros(z.shape).flatten(2)
     given.scatter_add_(2, now.flatten(2), (m * (top - y0)).flatten(2))
     given.scatter_add_(2, before.flatten(2), (m * (y - top)).flatten(2))
-    return _slope(given.view_as(z), z, z0, operation, m)
+    return _slope(given.view(z.shape), z, z0, derived[0])
 
 
-def _product(operation: Operation, reference: Operation, m: Tensor) -> tuple[Tensor, Tensor]:
+def _product(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    pairs = zip(operation.inputs, reference.inputs, strict=True)
+    means = [((z + z0) / 2).requires_grad_() for z, z0 in pairs]
+    with torch.enable_grad():
+        return pull_back(m, operation(*means), means)
+
+
+def _quotient(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Sequence[Tensor]:
     (a, b), (a0, b0) = operation.inputs, reference.inputs
-    return (m * (b + b0) / 2).sum_to_size(a.shape), (m * (a + a0) / 2).sum_to_size(b.shape)
+    of_a, of_b = m * (1 / b + 1 / b0) / 2, -m * (a + a0) / 2 / (b * b0)
+    return of_a.sum_to_size(a.shape), of_b.sum_to_size(b.shape)
 
 
-def _slope(given: Tensor, z: Tensor, z0: Tensor, operation: Operation, m: Tensor) -> Tensor:
-    """given / (z − z'); where they differ by rounding alone, the limit, which is the gradient."""
+def _norm(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Tensor:
+    """Of y = c · r with c = x − mean(x) and r = 1 / √(mean(c²) + ε): products, and a rescale."""
+    (x,), (x0,) = operation.inputs, reference.inputs
+    groups, weight, epsilon = normalized(operation)
+    c, c0 = (z.reshape(groups, -1) for z in (x, x0))
+    c, c0 = c - c.mean(1, keepdim=True), c0 - c0.mean(1, keepdim=True)
+    v, v0 = (z.square().mean(1, keepdim=True) + epsilon for z in (c, c0))
+    r, r0 = v.rsqrt(), v0.rsqrt()
+    m = (m if weight is None else m * weight).reshape(groups, -1)
+    m_r = (m * (c + c0) / 2).sum(1, keepdim=True)
+    m_v = _slope(m_r * (r - r0), v, v0, -m_r * r**3 / 2)
+    m_c = m * (r + r0) / 2 + m_v * (c + c0) / c.shape[1]
+    return (m_c - m_c.mean(1, keepdim=True)).view(x.shape)
+
+
+def _softmax(
+    operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
+) -> Tensor:
+    """Of y = e · q with e = exp(z) and q = 1 / Σ e: a product and two rescales."""
+    (z,), (z0,), axis = operation.inputs, reference.inputs, operation.args[1]
+    top = torch.maximum(z, z0).amax(axis, keepdim=True)  # a softmax does not feel it
+    e, e0 = (z - top).exp(), (z0 - top).exp()
+    q, q0 = (1 / value.sum(axis, keepdim=True) for value in (e, e0))
+    m_q = (m * (e + e0) / 2).sum(axis, keepdim=True)
+    m_e = m * (q + q0) / 2 - m_q * q * q0
+    return _slope(m_e * (e - e0), z, z0, m_e * e)
+
+
+def _slope(given: Tensor, z: Tensor, z0: Tensor, limit: Tensor) -> Tensor:
+    """given / (z − z'); where they differ by rounding alone, the limit, which is the derivative."""
     rounding = torch.finfo(z.dtype).eps ** (2 / 3) * torch.maximum(z.abs(), z0.abs())
     same = (z - z0).abs() <= rounding
-    return torch.where(same, operation.gradient(m)[0], given / (z - z0).where(~same, 1))
-
-
-def _partner(operation: Operation, reference: Rules) -> Operation:
-    partners = reference.operations[operation.number : operation.number + 1]
-    if not partners or partners[0].kind != operation.kind:
-        raise ValueError("baseline: the model does other operations for it than for the images")
-    return partners[0]
+    return torch.where(same, limit, given / (z - z0).where(~same, 1))
 
 
 def lrp(
@@ -110,9 +184,10 @@ def lrp(
 
         R_i = Σ_j x_i w_ij · R_j / (z_j + ε sign z_j),      z_j = Σ_i x_i w_ij + b_j,  sign 0 = 1
 
-    R is called relevance; at the output it is the logit. An activation passes it on unchanged, a
-    maximum gives all of it to its largest input, a product half to each factor. BatchNorm is merged
-    into the convolution before it. Biases keep their share: the map sums to f_c(x) only in a
+    R is called relevance; at the output it is the logit. An activation and a normalisation pass it
+    on unchanged, a maximum gives all of it to its largest input, a product half to each factor, a
+    softmax s gives x_i (R_i − s_i Σ_j R_j). BatchNorm is merged into the convolution before it,
+    unless that is used elsewhere, too. Biases keep their share: the map sums to f_c(x) only in a
     network without them. As ε → 0 it is Gradient × Input if all activations are ReLUs.
 
     Arguments as `gradients.gradient`. epsilon: ≥ 0, in units of z. Returns (N, C, H, W), signed,
@@ -120,7 +195,8 @@ def lrp(
 
     Raises ValueError or TypeError naming the argument; ValueError for an operation without a rule.
     Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
-    Layer-Wise Relevance Propagation, 2015; the product: Achtibat et al., AttnLRP, 2024.
+    Layer-Wise Relevance Propagation, 2015; product, normalisation and softmax: Achtibat et al.,
+    AttnLRP, 2024.
 
     >>> fc = nn.Linear(2, 1, bias=False)
     >>> fc.weight.data = torch.tensor([[3.0, -1.0]])
@@ -130,21 +206,31 @@ def lrp(
     """
     check(model, images, target)
     check_number("epsilon", epsilon)
+    model, target = with_score(model, target)
 
-    def in_proportion(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
+    def enter(operation: Operation, relevance: Tensor) -> Tensor:
+        if operation.merged_into_norm:
+            return relevance  # of the two, the BatchNorm's z counts
         z = operation.output
         z = torch.where(z < 0, z - epsilon, z + epsilon)
-        gradients = operation.gradient(torch.where(z == 0, 0, relevance / z))
-        return tuple(x * w for x, w in zip(operation.inputs, gradients, strict=True))
+        return torch.where(z == 0, 0, relevance / z)
+
+    def in_proportion(
+        operation: Operation, per_z: Tensor, derived: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        if operation.merges:
+            return derived
+        return [x * w for x, w in zip(operation.inputs, derived, strict=True)]
 
     rules = Rules(
         "lrp",
         {
-            **dict.fromkeys(LINEAR, in_proportion),
-            **dict.fromkeys(ACTIVATIONS, lambda operation, relevance: relevance),
+            "linear": in_proportion,
             "product": _halves,
+            "softmax": _taylor,
+            **dict.fromkeys(("relu", "activation", "gate", "norm"), _pass_on),
         },
-        merge=True,
+        entries={"linear": enter, "product": _per_z},
     )
     with explaining(model):
         # What goes back is relevance, and it starts as the logit itself.
@@ -153,8 +239,22 @@ def lrp(
         )
 
 
-def _halves(operation: Operation, relevance: Tensor) -> tuple[Tensor, ...]:
-    return tuple((relevance / 2).sum_to_size(x.shape) for x in operation.inputs)
+def _pass_on(operation: Operation, relevance: Tensor, derived: Sequence[Tensor]) -> Tensor:
+    return relevance
+
+
+def _per_z(operation: Operation, relevance: Tensor) -> Tensor:
+    z = operation.output
+    return torch.where(z == 0, 0, relevance / z)
+
+
+def _halves(operation: Operation, per_z: Tensor, derived: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [x * w / len(derived) for x, w in zip(operation.inputs, derived, strict=True)]
+
+
+def _taylor(operation: Operation, relevance: Tensor, derived: Sequence[Tensor]) -> Tensor:
+    (x,), total = operation.inputs, relevance.sum(operation.args[1], keepdim=True)
+    return x * (relevance - operation.output * total)
 
 
 def pattern_net(
@@ -210,35 +310,35 @@ def _by_patterns(
             f"patterns must be a list of tensors, not {type(patterns).__name__}; {advice}"
         )
 
-    pattern_of: dict[Operation, Tensor] = {}
+    pattern_of: dict[Operation, tuple[Layer, Tensor]] = {}
 
     def scores(logits: Tensor) -> Tensor:
         layers = _layers(rules)
-        shapes = [_weight(layer).shape for layer in layers]
+        shapes = [layer.weight.shape for layer in layers]
         if [a.shape for a in patterns] != shapes:
             raise ValueError(
                 f"patterns do not fit: the model's {len(shapes)} layers need one each, of the "
                 f"weight's shape, and {len(patterns)} came; {advice}"
             )
-        pattern_of.update(zip(layers, patterns, strict=True))
+        for layer, pattern in zip(layers, patterns, strict=True):
+            pattern_of[layer.operation] = layer, pattern
         return score_target(logits, target)
 
-    def back(layer: Operation, signal: Tensor) -> tuple[Tensor, ...]:
-        if layer.kind == "sum" and len(layer.inputs) == 1:
-            return layer.gradient(signal)  # over places, or with a constant
-        if layer not in pattern_of:
-            raise ValueError(
-                "model: the output of one of its convolutions is used by a BatchNorm and elsewhere "
-                "too, so that no single pattern fits it"
-            )
-        weight = _weight(layer)
-        pattern = pattern_of[layer].to(weight).clone()
-        leaves = tuple(x.detach().requires_grad_() for x in layer.inputs)
+    def back(
+        operation: Operation, signal: Tensor, derived: Sequence[Tensor]
+    ) -> Tensor | Sequence[Tensor]:
+        if operation.merges:
+            return signal  # the pattern is that of the convolution together with it
+        if operation not in pattern_of:
+            return derived  # a mean, a sum over places, or with a constant
+        layer, pattern = pattern_of[operation]
+        pattern = pattern.to(layer.weight).clone()
+        leaves = [x.clone().requires_grad_() for x in operation.inputs]
         with torch.enable_grad():
-            y = _linear(layer, leaves, combine(pattern, weight))
-        return torch.autograd.grad(y, leaves, signal)
+            y = layer.linear(leaves, combine(pattern, layer.weight))
+            return pull_back(signal, y, leaves)
 
-    rules = Rules(method, _pattern_rules(back), merge=True)
+    rules = Rules(method, {"linear": back}, derivative=["relu"])
     with explaining(model):
         result = propagate(model, images, rules, scores, start=torch.clone)
     if not result.isfinite().all():
@@ -276,11 +376,16 @@ def estimate_patterns(model: nn.Module, images: Tensor, *, batch_size: int = 16)
     [tensor([[1., 0.]])]
     """
     check(model, images)
+    if images.dtype.itemsize < 4:
+        raise ValueError(
+            f"images are {images.dtype}, which is too coarse to estimate patterns; use "
+            "model.float() and images.float()"
+        )
     check_count("batch_size", batch_size)
     moments: list[_Moments] = []
     with explaining(model):
         for number in in_batches(len(images), batch_size):
-            rules = Rules("estimate_patterns", _pattern_rules(Operation.gradient), merge=True)
+            rules = Rules("estimate_patterns", {"linear": derivative}, derivative=["relu"])
             run(model, images[number], rules)
             layers = _layers(rules)
             moments = moments or [_Moments(layer) for layer in layers]
@@ -289,23 +394,113 @@ def estimate_patterns(model: nn.Module, images: Tensor, *, batch_size: int = 16)
         return [moment.pattern() for moment in moments]
 
 
+class Layer(NamedTuple):
+    """What has a pattern: an operation with weights, or a sum of two activations.
+
+    norm: the BatchNorm that follows a convolution and is merged into it.
+    weight: (units, ...); of a sum (C, 2), what each channel's two summands are multiplied with.
+    """
+
+    operation: Operation
+    norm: Operation | None
+    weight: Tensor
+
+    @property
+    def output(self) -> Tensor:
+        """What it made of its inputs, normalised."""
+        return (self.norm or self.operation).output
+
+    @property
+    def other_axes(self) -> list[int]:
+        """All axes of its output but that of its units, which is a linear layer's last."""
+        axes = list(range(self.output.ndim))
+        axes.pop(-1 if self.operation.name in ("addmm", "mm") else 1)
+        return axes
+
+    def linear(self, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """What it does without its bias, on other inputs or with another weight."""
+        operation = self.operation
+        if operation.name == "convolution":
+            return operation.function(*inputs, weight, None, *operation.args[3:])
+        if operation.name in ("addmm", "mm"):
+            return inputs[0] @ weight.T
+        shape = (1, -1, *[1] * (self.output.ndim - 2))
+        return sum(w.view(shape) * x for w, x in zip(weight.unbind(1), inputs, strict=True))  # type: ignore[return-value]
+
+
+def _layers(rules: Rules) -> list[Layer]:
+    """Those of a pass, in the order in which the network ran; ValueError where one has none."""
+    norm_of = {one.before: one for one in rules.operations if one.merges}
+    return [
+        Layer(one, norm_of.get(one), _weight(one, norm_of.get(one)))
+        for one in rules.operations
+        if _has_pattern(one)
+    ]
+
+
+def _has_pattern(operation: Operation) -> bool:
+    name, places = operation.name, operation.places
+    if name == "native_batch_norm" and not operation.merges:
+        if operation.before and operation.before.name == "convolution":
+            raise ValueError(
+                "model: the output of one of its convolutions is used by a BatchNorm and elsewhere "
+                "too, so that no single pattern fits it"
+            )
+        raise ValueError(
+            "model: patterns are for layers with weights, and one of its BatchNorms follows no "
+            "convolution that it could be merged into"
+        )
+    if name == "convolution":
+        weighted, fits = True, not operation.args[6]
+    else:
+        weighted = name in ("addmm", "mm", "bmm", "baddbmm", "mv")
+        fits = (name, places) in (("addmm", [1]), ("mm", [0]))
+    if weighted and not fits:
+        raise ValueError(
+            "model: patterns are for convolutions and linear layers, not for what one of its "
+            f"operations {name} does"
+        )
+    return weighted or (len(places) == 2 and name in ("add", "sub"))
+
+
+def _weight(operation: Operation, norm: Operation | None) -> Tensor:
+    if operation.name == "addmm":
+        return operation.args[2].T
+    if operation.name == "mm":
+        return operation.args[1].T
+    if operation.name == "convolution":
+        _, weight, bias, *_ = operation.args
+        if norm is None:
+            return weight
+        _, scale, shift, mean, variance, _, _, epsilon = norm.args
+        # The library's function makes parameters, which would go on needing gradients.
+        fused = nn.utils.fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
+        return fused[0].detach()
+    leaves = [x.expand_as(operation.output).clone().requires_grad_() for x in operation.inputs]
+    with torch.enable_grad():
+        factors = torch.autograd.grad(operation(*leaves).sum(), leaves)
+    others = [axis for axis in range(operation.output.ndim) if axis != 1]
+    return torch.stack([factor.mean(others) for factor in factors], 1)
+
+
 class _Moments:
     """Sums over the places where each unit of a layer is positive, for its patterns."""
 
-    def __init__(self, layer: Operation) -> None:
-        self.weight = _weight(layer)
+    def __init__(self, layer: Layer) -> None:
+        self.weight = layer.weight
         self.xy = self.x = torch.zeros_like(self.weight)
         self.y = self.places = self.weight.new_zeros(len(self.weight))
 
-    def add(self, layer: Operation) -> None:
+    def add(self, layer: Layer) -> None:
         y, positive = layer.output, (layer.output > 0).to(layer.output)
-        others = _other_axes(layer)
+        others = layer.other_axes
         # The sum of x · g over all places is how a weight's gradient is made of the output's g.
         with torch.enable_grad():
             leaf = self.weight.detach().requires_grad_()
-            result = _linear(layer, layer.inputs, leaf)
-        self.xy = self.xy + torch.autograd.grad(result, leaf, positive * y, retain_graph=True)[0]
-        self.x = self.x + torch.autograd.grad(result, leaf, positive)[0]
+            result = layer.linear(layer.operation.inputs, leaf)
+            of_xy, of_x = (result * positive * y).sum(), (result * positive).sum()
+        self.xy = self.xy + torch.autograd.grad(of_xy, leaf, retain_graph=True)[0]
+        self.x = self.x + torch.autograd.grad(of_x, leaf)[0]
         self.y, self.places = (
             self.y + (positive * y).sum(others),
             self.places + positive.sum(others),
@@ -322,53 +517,3 @@ class _Moments:
         rounding = each((self.weight * product).abs().flatten(1).sum(1))
         rounding = 100 * torch.finfo(product.dtype).eps * rounding
         return torch.where(variance > rounding, covariance / variance, 0)
-
-
-def _pattern_rules(layer: Rule) -> dict[str, Rule]:
-    return {
-        **dict.fromkeys(("conv", "linear", "sum"), layer),
-        **dict.fromkeys(("relu", "relu6"), Operation.gradient),
-        "batch_norm": _refuse,
-    }
-
-
-def _layers(rules: Rules) -> list[Operation]:
-    """What has a pattern: layers with weights, and sums of two activations."""
-    for operation in rules.operations:
-        if operation.kind == "batch_norm":
-            _refuse(operation, operation.output)
-    weighted = ("conv", "linear")
-    return [one for one in rules.operations if one.kind in weighted or len(one.inputs) == 2]
-
-
-def _refuse(operation: Operation, signal: Tensor) -> Tensor:
-    raise ValueError(
-        "model: patterns are for layers with weights, and one of its BatchNorms follows no "
-        "convolution that it could be merged into"
-    )
-
-
-def _weight(layer: Operation) -> Tensor:
-    """The weight of a layer; of a sum, what each channel's two summands are multiplied with."""
-    if layer.kind != "sum":
-        return layer.args[1]
-    leaves = [x.expand_as(layer.output).detach().requires_grad_() for x in layer.inputs]
-    with torch.enable_grad():
-        factors = torch.autograd.grad(layer(*leaves).sum(), leaves)
-    return torch.stack([factor.mean(_other_axes(layer)) for factor in factors], 1)
-
-
-def _other_axes(layer: Operation) -> list[int]:
-    """All axes of a layer's output but that of its units, which is a linear layer's last."""
-    axes = list(range(layer.output.ndim))
-    axes.pop(-1 if layer.kind == "linear" else 1)
-    return axes
-
-
-def _linear(layer: Operation, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """A layer without its bias, on other inputs or with another weight."""
-    if layer.kind == "sum":
-        shape = (1, -1, *[1] * (layer.output.ndim - 2))
-        return sum(w.view(shape) * x for w, x in zip(weight.unbind(1), inputs, strict=True))  # type: ignore[return-value]
-    kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
-    return layer.function(*inputs, weight, None, *layer.args[3:], **kwargs)

@@ -1,5 +1,6 @@
 """Attributions of regions: an image cut into segments, and XRAI, which ranks them."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,9 @@ from course_utils.methods import gradients
 Array = np.ndarray | Tensor
 
 SEGMENTATIONS = ("slic", "felzenszwalb")
+# How much place counts against colour in SLIC: tried in turn, until about as many segments come as
+# are wanted. The last makes a grid of almost any picture.
+COMPACTNESS = [10 * 2**i for i in range(8)]
 
 # XRAI's segments, as in the authors' package `saliency`.
 SCALES = (50, 100, 150, 250, 500, 1200)
@@ -33,12 +37,14 @@ RADIUS = 5
 def segment(image: Array, *, method: str = "slic", n_segments: int = 50) -> np.ndarray:
     """Cut an image into connected segments of similar colour: labels (H, W) from 0, without gaps.
 
-    image: (C, H, W) or (H, W, 3), C 1 or 3, any range: what counts is where a value lies between
-    the image's lowest and its highest.
+    image: (C, H, W) or (H, W, 3), any range: what counts is where a value lies between the image's
+    lowest and its highest. Three channels are a colour; of any other number (of tensors; an array
+    has 1 or 3) each is compared as it is.
     method: "slic" clusters pixels by colour and place into about n_segments compact segments of
-    similar size, on photographs with fine texture often into half as many; "felzenszwalb" joins
-    pixels as long as their difference is small against that inside the segments, into at most
-    n_segments of any shape.
+    similar size, half to one and a half times as many; on noise and fine texture, whose clusters
+    fall to pieces, place counts more. Where a segment has less than seven pixels there may be twice
+    as many. "felzenszwalb" joins pixels as long as their difference is small against that inside
+    the segments, into at most n_segments of any shape.
 
     Raises ValueError or TypeError naming the argument.
     Source: Achanta et al., SLIC Superpixels Compared to State-of-the-art Superpixel Methods, 2012;
@@ -52,40 +58,32 @@ def segment(image: Array, *, method: str = "slic", n_segments: int = 50) -> np.n
     check_count("n_segments", n_segments)
     check_choice("method", method, SEGMENTATIONS)
     if method == "slic":
-        labels = segmentation.slic(
-            picture, n_segments, compactness=10, start_label=0, channel_axis=-1
-        )
-    else:
-        # If none is smaller than this, there are at most n_segments.
-        smallest = -(-picture[..., 0].size // n_segments)
-        labels = segmentation.felzenszwalb(picture, scale=SCALES[0], min_size=smallest)
-    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+        return _slic(picture, n_segments)
+    # If none is smaller than this, there are at most n_segments.
+    smallest = -(-picture[..., 0].size // n_segments)
+    return _numbered(_felzenszwalb(picture, scale=SCALES[0], min_size=smallest))
 
 
 def labels_of(segments: Array | None, images: Tensor) -> list[Tensor]:
     """Each image's segments, as labels (H, W) from 0 without gaps; None is `segment` of each image.
 
     segments: labels (H, W) for all images or (N, H, W), any integers; ValueError or TypeError where
-    they do not fit the images (N, C, H, W).
+    they do not fit the images (N, C, H, W), and where an image has only one: nothing can be said of
+    it by hiding others.
 
     >>> regions.labels_of(torch.tensor([[7, 7, -1, 3]]), torch.zeros(1, 3, 1, 4))
     [tensor([[2, 2, 0, 1]])]
     """
-    n, channels, high, wide = images.shape
-    array = _segments_array(segments, channels)
-    if array is None:
-        return [torch.from_numpy(segment(image)) for image in images]
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"segments must be labels, whole numbers, not {array.dtype}")
-    if array.shape not in ((high, wide), (n, high, wide)):
-        raise ValueError(
-            f"segments must be labels ({high}, {wide}) or ({n}, {high}, {wide}), as the images, "
-            f"but their shape is {array.shape}"
-        )
-    return [
-        torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(high, wide))
-        for labels in np.broadcast_to(array, (n, high, wide))
-    ]
+    if segments is None:
+        found = [segment(image) for image in images]
+    else:
+        found = [_numbered(labels) for labels in _segments_of(segments, images)]
+    for i, labels in enumerate(found):
+        if not labels.any():
+            raise ValueError(
+                f"segments must be at least two, to be compared, but image {i} has one"
+            )
+    return [torch.from_numpy(labels) for labels in found]
 
 
 def cover(baseline: Baseline | None, images: Tensor) -> Tensor:
@@ -111,14 +109,15 @@ def xrai(
     """An attribution of regions: each segment carries its pixels' mean attribution (see `grow`).
 
     model: images → logits (N, K). images: (N, C, H, W), in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     attribution: of pixels (N, H, W), or (N, C, H, W), of which each pixel's largest channel counts,
     as in the authors' package; `attribution.sum(1)` makes it the sum. None: the mean of integrated
     gradients from black and from white. In model space these are unknown, so each image's lowest
     and highest value of each channel stand for them; with a Classifier's own `black` and `white`
     compute the attribution and give it.
-    segments: None for `segment_stack` of each image (C 1 or 3); labels (H, W) for all images or
-    (N, H, W), any integers; or masks (M, H, W), bool, that may overlap, for all images.
+    segments: None for `segment_stack` of each image; labels (H, W) for all images or (N, H, W),
+    any integers; or masks (M, H, W), bool, that may overlap, for all images.
     min_pixels: a segment that would add fewer is not added.
     Returns (N, H, W), signed, in the attribution's unit.
 
@@ -158,8 +157,8 @@ def xrai(
 def segment_stack(image: Array) -> np.ndarray:
     """XRAI's segments: masks (M, H, W) that overlap, of a picture cut finely, coarsely and between.
 
-    image: (C, H, W) or (H, W, 3), C 1 or 3, any range. Felzenszwalb's segments at six scales, each
-    grown by five pixels so that it holds its own edges, where attributions are largest.
+    image: as in `segment`. Felzenszwalb's segments at six scales, each grown by five pixels so that
+    it holds its own edges, where attributions are largest.
 
     Raises ValueError or TypeError naming the argument.
     Source: Kapishnikov, Bolukbasi, Viégas, Terry, XRAI: Better Attributions Through Regions, 2019.
@@ -168,7 +167,7 @@ def segment_stack(image: Array) -> np.ndarray:
     small = transform.resize(picture, SIZE, order=3, mode="constant", anti_aliasing=True)
     masks: list[np.ndarray] = []
     for scale in SCALES:
-        labels = segmentation.felzenszwalb(small, scale=scale, sigma=0.8, min_size=SMALLEST)
+        labels = _felzenszwalb(small, scale=scale, sigma=0.8, min_size=SMALLEST)
         labels = transform.resize(
             labels, picture.shape[:2], order=0, preserve_range=True, anti_aliasing=False
         ).astype(int)
@@ -233,6 +232,35 @@ def _cells(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pixels[:, first], cell
 
 
+def _slic(picture: np.ndarray, n_segments: int) -> np.ndarray:
+    """About n_segments of a picture (H, W, C), as labels (H, W)."""
+    high, wide, channels = picture.shape
+    wanted = min(n_segments, high * wide)
+    # Colours are compared in Lab, which reaches to 100; other channels, in skimage, to 1.
+    unit = 1 if channels == 3 else 0.01
+    for compactness in COMPACTNESS:
+        labels = _numbered(
+            segmentation.slic(
+                picture, n_segments, compactness=compactness * unit, start_label=0, channel_axis=-1
+            )
+        )
+        if wanted / 2 <= labels.max() + 1 <= wanted * 3 / 2:
+            break
+    return labels
+
+
+def _felzenszwalb(picture: np.ndarray, **options: float) -> np.ndarray:
+    with warnings.catch_warnings():
+        # More than three channels, it says, may not be meant; here they are.
+        warnings.filterwarnings("ignore", "Got image with third dimension")
+        return segmentation.felzenszwalb(picture, **options)
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """The labels from 0 without gaps, in their order."""
+    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+
+
 def _dilated(labels: np.ndarray) -> Iterator[np.ndarray]:
     """Each label's pixels and those at most RADIUS away from one: (H, W), bool."""
     for number, box in enumerate(ndimage.find_objects(labels + 1)):
@@ -245,26 +273,32 @@ def _dilated(labels: np.ndarray) -> Iterator[np.ndarray]:
         yield mask
 
 
-def _segments_array(segments: Array | None, channels: int) -> np.ndarray | None:
-    """The segments, if any, as an array; without any, images must be such that can be segmented."""
-    if segments is None:
-        if channels not in (1, 3):
-            raise ValueError(
-                f"images have {channels} channels, and segments are found in grey or colour "
-                "pictures only; give segments"
-            )
-        return None
+def _segments_array(segments: Array) -> np.ndarray:
     if not isinstance(segments, np.ndarray | Tensor):
         raise TypeError(f"segments must be a tensor or an array, not {type(segments).__name__}")
     return _array(segments)
 
 
+def _segments_of(segments: Array, images: Tensor) -> np.ndarray:
+    """Labels (N, H, W); ValueError or TypeError where they do not fit the images."""
+    n, _, high, wide = images.shape
+    array = _segments_array(segments)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"segments must be labels, whole numbers, not {array.dtype}")
+    if array.shape not in ((high, wide), (n, high, wide)):
+        raise ValueError(
+            f"segments must be labels ({high}, {wide}) or ({n}, {high}, {wide}), as the images, "
+            f"but their shape is {array.shape}"
+        )
+    return np.broadcast_to(array, (n, high, wide))
+
+
 def _check_segments(segments: Array | None, images: Tensor) -> np.ndarray | None:
     """The segments, if any, as an array; ValueError or TypeError where they do not fit."""
-    n, channels, *size = images.shape
-    array = _segments_array(segments, channels)
-    if array is None:
+    if segments is None:
         return None
+    array = _segments_array(segments)
+    n, _, *size = images.shape
     if array.dtype.kind not in "iub":
         raise TypeError(
             f"segments must be whole numbers, or bool where they overlap, not {array.dtype}"
@@ -317,13 +351,16 @@ def _array(values: Array) -> np.ndarray:
 
 
 def _picture(image: Array) -> np.ndarray:
-    """The image as (H, W, 3) with values from −1 to 1; grey becomes three equal channels."""
+    """The image as (H, W, C) with values from −1 to 1; grey becomes three equal channels."""
     if not isinstance(image, np.ndarray | Tensor):
         raise TypeError(f"image must be a tensor or an array, not {type(image).__name__}")
     shape = tuple(image.shape)
-    if len(shape) != 3 or not (shape[0] in (1, 3) or shape[2] == 3) or 0 in shape:
+    # Of an array of four layers, nobody knows which axis they are.
+    known = len(shape) == 3 and (shape[0] in (1, 3) or shape[2] == 3 or isinstance(image, Tensor))
+    if not known or 0 in shape:
         raise ValueError(
-            f"image must be (C, H, W), with 1 or 3 channels, or (H, W, 3), but its shape is {shape}"
+            "image must be a tensor (C, H, W), or an array (H, W, 3) or (C, H, W) with 1 or 3 "
+            f"channels, but its shape is {shape}"
         )
     picture = _array(image)
     if picture.dtype.kind not in "fiub":
@@ -336,4 +373,7 @@ def _picture(image: Array) -> np.ndarray:
         picture = picture.transpose(1, 2, 0)
     low, high = picture.min(), picture.max()
     picture = 2 * (picture - low) / (high - low or 1) - 1
-    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+    high, wide, channels = picture.shape
+    if channels == 1:
+        picture = np.broadcast_to(picture, (high, wide, 3))
+    return np.ascontiguousarray(picture)

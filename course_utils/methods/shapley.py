@@ -29,6 +29,7 @@ from course_utils.contract import (
     resolve_target,
     score_target,
     value_of,
+    with_score,
 )
 from course_utils.methods import propagation, regions
 from course_utils.progress import in_batches
@@ -148,9 +149,10 @@ def shap_image_fit(
     colour, `baseline=Classifier.blurred(images)`, or background images; v(S) is their mean then.
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
+    model returns, as in `gradients.gradient`.
     segments: labels (H, W) for all images or (N, H, W), any integers; None for `regions.segment` of
-    each image, about 50 (C 1 or 3).
+    each image, about 50.
     samples: forward passes of an image, that of the whole image included; see `kernel_shap`.
     baseline: what hidden segments show, in model space: None for the image's mean colour, a number
     or a tensor broadcastable to the images.
@@ -177,6 +179,7 @@ def shap_image_fit(
     _check_samples(samples, max(players))
     seed = _seed(generator)  # the same draws, whatever other images there are
     tables = {n: _coalitions(n, samples, seed) for n in set(players)}
+    model, target = with_score(model, target)
 
     with explaining(model), torch.no_grad():
         images = images.detach()

@@ -169,8 +169,8 @@ def ascend(
     scores: list[Tensor] = []
 
     def seen(x: Tensor) -> Tensor:
-        # A copy: a model may begin with an in-place ReLU.
-        found = score(x.clone(memory_format=torch.channels_last))
+        # In the model's type, and a copy: a model may begin with an in-place ReLU.
+        found = score(x.to(classifier.dtype, copy=True, memory_format=torch.channels_last))
         scores.append(found.detach().cpu())
         return found
 
