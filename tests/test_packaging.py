@@ -170,16 +170,21 @@ def test_panels_import_nothing_until_they_are_used() -> None:
 
 @pytest.mark.slow
 def test_what_lectures_import_is_light() -> None:
-    """All that a student can name at the start, every panel, and the course's own model."""
+    """All that a student can name at the start, every panel, the course's own model, some maps."""
     paths = [path.relative_to(ROOT) for path in (ROOT / "course_utils").rglob("[a-z]*.py")]
     taught = [path for path in paths if not {"homework", "tools"} & {*path.parts}]
     modules = ["course_utils.homework", *(".".join(p.with_suffix("").parts) for p in taught)]
     code = f"""
-import {", ".join(sorted(modules))}
+import torch, {", ".join(sorted(modules))}
 from course_utils import models, panels
 for name in panels.MODULES:
     getattr(panels, name)
-models.load("scenes")
+model, image = models.load("scenes").model, torch.rand(1, 3, 32, 32)
+course_utils.methods.gradients.guided_backprop(model, image)
+course_utils.methods.propagation.deeplift(model, image)
+course_utils.evaluation.sanity.parameter_randomization(
+    model, image, course_utils.methods.gradients.gradient
+)
 """
     found = imported(code)
     assert "torch" in found

@@ -301,6 +301,10 @@ class _Reading(TorchDispatchMode):
         super().__init__()
         self.seen: dict[nn.Parameter, None] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would load its compiler, for seconds, to keep it away from here
+
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
