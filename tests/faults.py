@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
-    *("contract", "images", "layers", "models", "networks", "training"),
-    *("methods.backward", "methods.cam", "methods.gradients", "methods.lime"),
+    *("contract", "images", "layers", "models", "networks", "progress", "training"),
+    *("methods.backward", "methods.cam", "methods.gradients", "methods.lime", "methods.operations"),
     *("methods.perturbation", "methods.propagation", "methods.regions", "methods.shapley"),
     *("evaluation.axioms", "evaluation.metrics", "evaluation.sanity", "evaluation.truth"),
 )

@@ -68,6 +68,7 @@ def test_value_of_a_function_of_ones_own() -> None:
 
     half = value_of(half_estimate)
     assert half(torch.tensor(6.0), of=3.0) == 9
+    assert (half.__name__, half.__qualname__) == ("half", "half")
     with pytest.raises(TypeError, match="unexpected keyword argument 'off'"):
         half(torch.tensor(6.0), off=3.0)  # type: ignore[call-arg]
 

@@ -172,6 +172,10 @@ def test_baselines() -> None:
     assert (blurred.std((2, 3)) < 0.5 * images.std((2, 3))).all()
     torch.testing.assert_close(blurred.mean(), images.mean(), rtol=0.05, atol=0.05)
     assert torch.allclose(tiny.blurred(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
+    point = torch.zeros(1, 3, 15, 15)
+    point[..., 7, 7] = 1
+    rows = (tiny.blurred(point, sigma=1)[0, 0] > 0).any(1)
+    assert rows.nonzero().flatten().tolist() == [*range(4, 11)]  # three σ to either side
 
 
 # Shipped models --------------------------------------------------------------------------------

@@ -342,6 +342,7 @@ def test_growing_takes_tensors() -> None:
         ("attribution", np.zeros((1, 4, 4))),
         ("attribution", np.zeros((0, 4))),
         ("attribution", np.full((4, 4), np.inf)),
+        ("attribution", np.diag([1, 2, 3, np.nan])),
         ("attribution", np.full((4, 4), "a")),
         ("masks", [[[True]]]),
         ("masks", np.ones((2, 4, 4))),
