@@ -301,6 +301,14 @@ def test_lrp_tends_to_input_x_gradient(network: str) -> None:
     assert gaps[2] < 1e-6
 
 
+def test_lrp_in_another_layout() -> None:
+    """PyTorch then lays a mean out anew, which is no step that ε could absorb something of."""
+    model = make("Residual").double()
+    expected = lrp(model, IMAGES, 1, epsilon=0.5)
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(lrp(model, IMAGES, 1, epsilon=0.5), expected)
+
+
 def test_lrp_sums_to_the_logit_without_biases() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

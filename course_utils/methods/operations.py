@@ -31,7 +31,7 @@ NAMES = {
     # is divided among a single value goes to it.
     "route": (
         *("clone", "copy", "_to_copy", "cat", "stack", "index", "flip", "roll"),
-        *("constant_pad_nd", "_unsafe_view", "where", "masked_fill"),
+        *("constant_pad_nd", "_unsafe_view", "as_strided", "where", "masked_fill"),
     ),
 }
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}

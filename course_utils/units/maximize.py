@@ -170,7 +170,7 @@ def ascend(
 
     def seen(x: Tensor) -> Tensor:
         # In the model's type, and a copy: a model may begin with an in-place ReLU.
-        found = score(x.to(classifier.dtype, copy=True, memory_format=torch.channels_last))
+        found = score(x.to(classifier.dtype).clone(memory_format=torch.channels_last))
         scores.append(found.detach().cpu())
         return found
 
