@@ -305,7 +305,7 @@ def test_lrp_in_another_layout() -> None:
     """PyTorch then lays a mean out anew, which is no step that ε could absorb something of."""
     model = make("Residual").double()
     expected = lrp(model, IMAGES, 1, epsilon=0.5)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.testing.assert_close(lrp(model, IMAGES, 1, epsilon=0.5), expected)
 
 
