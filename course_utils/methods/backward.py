@@ -24,16 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from course_utils.layers import capture
+from course_utils.layers import capture, tensors_in
 from course_utils.methods.operations import (
     Operation,
     kind_of,
     name_of,
     said_of,
     storage_of,
-    tensors_in,
     written_to,
 )
 
@@ -86,7 +84,7 @@ class Rules(TorchDispatchMode):
             last, self._last = self._last, None
             last()
         kwargs = kwargs or {}
-        given = tensors_in(args, kwargs)
+        given = tensors_in([*args, *kwargs.values()])
         inputs = [value for value in given if value.requires_grad]
         cut = next((value.cut for value in given if hasattr(value, "cut")), None)
         if torch.Tag.nondeterministic_seeded in function.tags:
@@ -134,11 +132,11 @@ class Rules(TorchDispatchMode):
         grad: bool,
     ) -> None:
         """Note on the tensors that an operation made where they come from; hook its rule."""
-        tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        tensors = tensors_in([output])
         made = [value for value in tensors if grad and value.requires_grad]
-        if not said_of(function).startswith("new_") and not said_of(function).endswith("_like"):
+        if len(made) < len(tensors) and not _only_shapes(function):
             for value in tensors:
-                if not any(value is one for one in made):
+                if not (grad and value.requires_grad):
                     value.cut = cut or said_of(function)  # type: ignore[attr-defined]
         if not made:
             return
@@ -188,6 +186,11 @@ class Rules(TorchDispatchMode):
             node.register_prehook(enter)
         if rule:
             node.register_hook(leave)
+
+
+def _only_shapes(function: Any) -> bool:
+    """Whether an operation looks at no number of what it is given, as `zeros_like`."""
+    return said_of(function).startswith("new_") or said_of(function).endswith("_like")
 
 
 def derivative(

@@ -1,5 +1,6 @@
 """Class activation maps: where in its feature maps a network finds its class."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def maps_and_slopes(
     name = None if layer is None else _name(model, layer)
     with explaining(model):
         x = images.detach().clone().requires_grad_()
-        with capture(model, name or []) as kept, Head():
+        with capture(model, name or []) as kept, Head() if name is None else nullcontext():
             scores = score_target(model(x.clone()), target)
         maps = _maps(last_maps(scores) if name is None else kept.get(name), name)
         slopes = None

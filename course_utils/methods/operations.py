@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from course_utils.layers import tensors_in
+
 NAMES = {
     "relu": ("relu",),
     "gate": ("sigmoid", "hardsigmoid"),
@@ -123,7 +125,8 @@ def _sort(value: Any) -> Any:
 
 
 def _found_kind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    name, several = name_of(function), len([*filter(_depends, tensors_in(args, kwargs))]) > 1
+    name = name_of(function)
+    several = sum(map(_depends, tensors_in([*args, *kwargs.values()]))) > 1
     if name in ("hardtanh", "clamp", "clamp_min") and not several:
         low, high = [*args[1:], None, None][:2]
         if isinstance(low, int | float) and low == 0 and not isinstance(high, Tensor):
@@ -149,7 +152,7 @@ def _tried_kind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         numbers = torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
         return numbers.to("cpu" if value.device.type == "mps" else value.device)
 
-    leaves = tensors_in(args, kwargs)
+    leaves = tensors_in([*args, *kwargs.values()])
     places = [i for i, value in enumerate(leaves) if value.requires_grad]
     constants = [drawn(value) for value in leaves]
 
@@ -186,17 +189,6 @@ def normalized(norm: Operation) -> tuple[int, Tensor | None, float]:
         return n * groups, weight if weight is None else weight.view(along), epsilon
     weight, epsilon = args[1], args[-1]
     return x.shape[1], weight if weight is None else weight.view(along), epsilon
-
-
-def tensors_in(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments, those in lists, too."""
-    found = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += [one for one in value if isinstance(one, Tensor)]
-    return found
 
 
 def _depends(value: Any) -> bool:
