@@ -231,6 +231,8 @@ def explained(
         assert found.isfinite().all(), model.name
         return found
     assert state(model) == before, model.name
+    if "Expected more than 1 spatial element" in said:
+        reject()  # an instance norm of a single place: the model runs for nobody
     assert said.startswith("model: "), said
     assert "\n" not in said
     reject()
