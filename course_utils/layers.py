@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -393,6 +394,14 @@ def _is_vector(value: Tensor) -> bool:
     """Whether it is made of feature maps that had several places, and has none itself."""
     pooled = _noted(value)
     return pooled is not None and pooled.whole and any(map(_has_places, pooled.maps))
+
+
+class Watch(TorchDispatchMode):
+    """While such a mode is on, it sees each of a network's operations, as PyTorch's basic ones."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would load its compiler, for seconds, to keep it away from here
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:

@@ -13,8 +13,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from course_utils.contract import (
     Model,
@@ -32,6 +30,7 @@ from course_utils.contract import (
     to_type_of,
     unwrapped,
 )
+from course_utils.layers import Watch, tensors_in
 from course_utils.methods import lime
 from course_utils.progress import counted, in_batches
 
@@ -294,21 +293,17 @@ def _own(member: Member) -> list[nn.Parameter]:
     return [*member.parameters(False), *(own for one in behind for own in one.parameters())]
 
 
-class _Reading(TorchDispatchMode):
+class _Reading(Watch):
     """Notes the parameters that operations read, as a module or without one; the last read last."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[nn.Parameter, None] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would load its compiler, for seconds, to keep it away from here
-
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        for value in tree_leaves((args, kwargs)):
+        for value in tensors_in([*args, *(kwargs or {}).values()]):
             if isinstance(value, nn.Parameter):
                 self.seen.pop(value, None)
                 self.seen[value] = None

@@ -7,14 +7,14 @@ operations arrive at `Rules` as basic ones (`aten.relu`), one after the other. A
 makes a node for each, which will compute its derivative on the way back. A rule is hooked to it:
 
     def guided(operation, gradient, derived):
-        return derived.clamp(min=0)
+        return derived[0].clamp(min=0)
 
     propagate(model, images, Rules("guided_backprop", {"relu": guided}), score)
 
-`gradient` arrives at the operation's output, `derived` is what its derivative makes of that at its
-input, and what the rule returns goes on in its place. The model is not touched: the nodes are those
-of this one pass, and go with it. What is linear needs no rule. Any other operation without one is
-an error that names it, never a silent gradient.
+`gradient` arrives at the operation's output, `derived` is what its derivative makes of that at each
+of its inputs, and what the rule returns goes on in its place. The model is not touched: the nodes
+are those of this one pass, and go with it. What is linear needs no rule. Any other operation
+without one is an error that names it, never a silent gradient.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from course_utils.layers import capture, tensors_in
+from course_utils.layers import Watch, capture, tensors_in
 from course_utils.methods.operations import (
     Operation,
     kind_of,
@@ -37,12 +36,12 @@ from course_utils.methods.operations import (
 
 # (operation, gradient of its output, what its derivative makes of that for each input) → what goes
 # on for each input; for a single input the tensor alone.
-Rule = Callable[["Operation", Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor]]
+Rule = Callable[[Operation, Tensor, Sequence[Tensor]], Tensor | Sequence[Tensor]]
 # (operation, gradient of its output) → what its derivative gets in its place
-Entry = Callable[["Operation", Tensor], Tensor]
+Entry = Callable[[Operation, Tensor], Tensor]
 
 
-class Rules(TorchDispatchMode):
+class Rules(Watch):
     """While this is on, the operations of a network go backward by these rules.
 
     method: the name that errors mention. rules: kind of operation → rule; `entries`: kind → what
@@ -64,25 +63,24 @@ class Rules(TorchDispatchMode):
         self.known = {*rules, *self.entries, *derivative, "linear", "route", "max_pool"}
         self.operations: list[Operation] = []
         self._holders: dict[int, list[Operation]] = {}  # which operations keep what is in a storage
-        self._last: Callable[[], None] | None = None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would load its compiler, for seconds, to keep it away from here
+        self._last: tuple | None = None  # what `_made` is told of the operation before
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._holders.clear()
+        if error[0] is None:
+            self._finish_last()
+
+    def _finish_last(self) -> None:
+        """By now autograd has made the node of the operation before."""
         last, self._last = self._last, None
-        if last and error[0] is None:
-            last()
+        if last:
+            self._made(*last)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if self._last:  # by now autograd has made the node of the operation before
-            last, self._last = self._last, None
-            last()
+        self._finish_last()
         kwargs = kwargs or {}
         given = tensors_in([*args, *kwargs.values()])
         inputs = [value for value in given if value.requires_grad]
@@ -103,12 +101,7 @@ class Rules(TorchDispatchMode):
                 operation.copy(storage)
         output = function(*args, **kwargs)
         if inputs or cut:
-            grad = torch.is_grad_enabled()
-
-            def made() -> None:
-                self._made(function, kind, operation, output, cut, grad)
-
-            self._last = made
+            self._last = function, kind, operation, output, cut, torch.is_grad_enabled()
         return output
 
     def _use(self, function: Any, inputs: Sequence[Tensor]) -> None:

@@ -211,9 +211,7 @@ def lrp(
     def enter(operation: Operation, relevance: Tensor) -> Tensor:
         if operation.merged_into_norm:
             return relevance  # of the two, the BatchNorm's z counts
-        z = operation.output
-        z = torch.where(z < 0, z - epsilon, z + epsilon)
-        return torch.where(z == 0, 0, relevance / z)
+        return _per_z(operation, relevance, epsilon)
 
     def in_proportion(
         operation: Operation, per_z: Tensor, derived: Sequence[Tensor]
@@ -243,8 +241,9 @@ def _pass_on(operation: Operation, relevance: Tensor, derived: Sequence[Tensor])
     return relevance
 
 
-def _per_z(operation: Operation, relevance: Tensor) -> Tensor:
+def _per_z(operation: Operation, relevance: Tensor, epsilon: float = 0.0) -> Tensor:
     z = operation.output
+    z = torch.where(z < 0, z - epsilon, z + epsilon)
     return torch.where(z == 0, 0, relevance / z)
 
 
