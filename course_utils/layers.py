@@ -225,21 +225,22 @@ def find(model: nn.Module, name: str) -> nn.Module:
 # -- from feature maps to logits -------------------------------------------------------------------
 
 
-def functions(*names: str) -> list[Callable]:
+def functions(*names: str) -> set[Callable]:
     """All functions and methods of these names: plain, in place, and as operators."""
     spellings = [form.format(name) for name in names for form in ("{}", "{}_", "__{}__", "__i{}__")]
     places = (torch, Tensor, F)
-    return [getattr(place, name) for place in places for name in spellings if hasattr(place, name)]
+    return {getattr(place, name) for place in places for name in spellings if hasattr(place, name)}
 
 
 LAYER = ("input", "weight", "bias", "stride")  # arguments of F.linear and, all, of F.conv2d
 CONVOLUTIONS = functions("conv2d", "convolution")
 WINDOWS = functions("avg_pool2d", "max_pool2d", "lp_pool2d")
 # These may leave as many places, or more; any other function that leaves fewer pools as well.
-POOLINGS = [*WINDOWS, *functions("adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate")]
+POOLINGS = WINDOWS | functions("adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate")
 PRODUCTS = functions("mul", "multiply", "rmul")
 COPIES = functions("clone", "contiguous")
 MOVES = functions("permute", "movedim", "moveaxis")
+TELLING = POOLINGS | PRODUCTS | MOVES  # of maps (N, C, h, w) they may make others as large
 
 
 class Head(TorchFunctionMode):
@@ -263,11 +264,13 @@ class Head(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
+        values = tensors_in([*args, *kwargs.values()])
+        if function not in TELLING and _goes_on(values, output):
+            return output
         named = dict(zip(LAYER, args, strict=False)) | kwargs
         if function is F.linear:
             self.vector, self.weight = named["input"], named["weight"]
             self.logits = output.detach().clone()  # whatever happens to them later
-        values = tensors_in([*args, *kwargs.values()])
         convolves = function in CONVOLUTIONS and not _connects_all(**named)
         for made in tensors_in([args[0] if function is Tensor.__setitem__ else output]):
             pooled = _pooled(function, convolves, values, made)
@@ -302,6 +305,14 @@ class Pooled(NamedTuple):
 
     maps: list[Tensor | None]  # None stands for tokens
     whole: bool = True  # False: it may become feature maps again, in a layer that follows
+
+
+def _goes_on(values: Sequence[Tensor], made: Any) -> bool:
+    """Whether it is feature maps as large as those it was made of: nothing is to be noted of it."""
+    if not values or not isinstance(made, Tensor) or made.ndim != 4 or any(map(_noted, values)):
+        return False
+    first = values[0]
+    return made.shape[2:] == first.shape[2:] and _has_places(first) and bool(_sources(first))
 
 
 def _pooled(
