@@ -303,6 +303,13 @@ def explaining(model: Model) -> Iterator[None]:
             raise ValueError(
                 "model: it works in place on values that its gradient needs; use inplace=False"
             ) from error
+        except AssertionError as error:  # an exported model checks what it is given
+            if "Guard failed" not in str(error):
+                raise
+            raise ValueError(
+                "model: it was exported for images of one shape, which these do not have "
+                f"({error}); export it with dynamic_shapes, or give it one image at a time"
+            ) from error
 
 
 def known_options(method: Callable, **options: Any) -> dict[str, Any]:

@@ -647,6 +647,20 @@ def test_the_seed_of_lucent_decides_alone() -> None:
     assert (found[1] != found[2]).any()
 
 
+def test_lucent_follows_the_type_of_the_model() -> None:
+    classifier = small()
+    classifier.model.double()
+    image = maximize.lucent(classifier, "layer2.0.conv1", 3, steps=2)
+    assert image.dtype == torch.float64
+    torch.testing.assert_close(
+        image.float(), maximize.lucent(small(), "layer2.0.conv1", 3, steps=2), rtol=0, atol=1e-3
+    )
+    classifier.model.bfloat16()
+    image = maximize.lucent(classifier, "layer2.0.conv1", 3, steps=2)
+    assert image.dtype == torch.bfloat16
+    assert image.isfinite().all()
+
+
 @pytest.mark.references
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_lucent_itself_leaves_hooks_and_gradients() -> None:

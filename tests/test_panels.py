@@ -104,6 +104,13 @@ def test_a_panel_opens_without_arguments(name: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", [name for name in PANELS if takes_a_classifier(name)])
+def test_a_panel_opens_on_a_model_of_another_type(name: str, few_scenes: None) -> None:
+    classifier = small_classifier()
+    classifier.model.bfloat16()
+    assert opened(name, classifier).status.value == ""
+
+
 def ends(control: widgets.Widget) -> list[Any]:
     """Values across the range of a control, its ends among them."""
     if isinstance(control, widgets.Dropdown):

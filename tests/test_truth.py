@@ -96,7 +96,9 @@ def test_only_the_pixels_of_a_part_count_for_it() -> None:
     effects = true_effects(classifier_of(Linear(where)), scene, target=0)
     assert effects["clutter"] == effects["companion"] == 0
     assert abs(effects["body"]) > 1
-    other = true_effects(classifier_of(Linear(where)), scene, target=1)
+    classifier = classifier_of(Linear(where))
+    other = true_effects(classifier, scene, target=1)
+    assert true_effects(classifier, scene, target=lambda logits: logits[:, 1]) == other
     assert other == pytest.approx({part: -effect for part, effect in effects.items()})
 
 

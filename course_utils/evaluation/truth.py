@@ -57,7 +57,7 @@ def true_effects(
 
     classifier: see `models.load`. scene: drawn by `render`; the model gets it in its own size.
     kind: "single", P + 1 redraws, or "shapley", 2^P; each costs a forward pass.
-    target: a class, or None for the model's answer to the whole scene.
+    target: a class, a function of the model's output, or None for its answer to the whole scene.
     parts: what is drawn away; None for all of `scene.parts`, which is what can be seen of the
     object's parts, of clutter and companion (each with the shadow it throws), and of the object's
     own shadow. Any name that `scene.spec.without` knows will do, such as "texture"; "background"
@@ -86,7 +86,7 @@ def true_effects(
 
     model, size = classifier.model, len(scene.image)
     with explaining(model), torch.no_grad():
-        c = int(predict_target(model, classifier.to_input(scene.image), target, 1))
+        target = predict_target(model, classifier.to_input(scene.image), target, 1)
 
         def value(coalitions: Tensor) -> Tensor:
             images = []
@@ -95,7 +95,8 @@ def true_effects(
                 for name, present in zip(names, coalition, strict=True):
                     spec = spec if present else spec.without(name)
                 images.append(classifier.to_input(render(spec, size).image))
-            return score_target(model(torch.cat(images)), c).cpu().double()
+            of_scene = torch.zeros(len(images), dtype=torch.long)  # they all share its target
+            return score_target(model(torch.cat(images)), target, of_scene).cpu().double()
 
         if kind == "shapley":
             effects = exact_shapley(value, len(names), batch_size=batch_size)

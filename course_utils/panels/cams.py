@@ -51,7 +51,7 @@ def grad_cam(model: Any = None, image: Any = None) -> Panel:
         seen = look(picture, class_)
         at = None if layer == LAST else layer
         given = classifier.model, seen.x, seen.target
-        map_ = cam.grad_cam(*given, layer=at, relu=relu, upsample=False)
+        map_ = cam.grad_cam(*given, layer=at, relu=relu, upsample=False).float()
         return _cam_canvas(classifier, seen, picture, layer, map_, relu, smooth, strength)
 
     return Panel("grad cam", controls, draw)

@@ -348,7 +348,7 @@ def _stretched(x: Tensor) -> Tensor:
 def _answers(classifier: Classifier, x: Tensor) -> list[tuple[str, float]]:
     """The classes with their probabilities, the most probable first."""
     with torch.no_grad():
-        x = x.to(classifier.device)
+        x = x.to(classifier.device, classifier.dtype)
         values, order = classifier.model(x).softmax(1)[0].sort(descending=True)
     names = [classifier.classes[index] for index in order.tolist()]
     return list(zip(names, values.tolist(), strict=True))

@@ -107,7 +107,7 @@ def strongest(
     kept = np.arange(len(shown))
     if chosen == WITHOUT:
         kept = kept[["class zebra" not in concepts.in_scene(spec) for spec in specs]]
-    scores = (found.mean if pool == "mean" else found.max)[:, unit].numpy()
+    scores = (found.mean if pool == "mean" else found.max)[:, unit].float().numpy()
     best = kept[np.argsort(-scores[kept], kind="stable")[:k]].tolist()
     known = [specs[index] for index in kept] if specs else []
     told = concepts.score_concepts(scores[kept, None], known).of(0, 10) if known else []

@@ -33,7 +33,7 @@ def feature_maps(model: Any = None, image: Any = None) -> Panel:
     def seen(picture: str) -> tuple[NDArray[np.uint8], dict[str, Tensor]]:
         x = classifier.to_input(pixels_of(pictures[picture]))
         maps = features.feature_maps(classifier.model, x, names)
-        return classifier.to_image(x), {name: kept[0].cpu() for name, kept in maps.items()}
+        return classifier.to_image(x), {name: kept[0].cpu().float() for name, kept in maps.items()}
 
     layer = "layer3.1" if "layer3.1" in names else names[-1]
     units = len(seen(next(iter(pictures)))[1][layer])

@@ -225,7 +225,7 @@ def _through(canvas: Canvas, x: float, y: float, picture: Pixels, values: Tensor
         below = f"the output is {decimal(values.item())}"
         canvas.figure(x, y, 230, picture, "on your picture", below, smooth=True)
         return
-    large = F.interpolate(values[None, None], picture.shape[:2], mode="nearest")[0, 0].cpu()
+    large = F.interpolate(values[None, None].float(), picture.shape[:2], mode="nearest")[0, 0].cpu()
     heat = plotting.colorize(large.clamp(min=0).numpy())
     below = f"the map's highest: {decimal(values.max().item())}"
     over = images.overlay(picture, heat, 0.6)

@@ -332,14 +332,15 @@ def lucent(
     """
     _check_classifier(classifier)
     check_count("steps", steps)
-    blank = torch.zeros(1, 3, classifier.size, classifier.size, device=classifier.device)
+    device, dtype = classifier.device, classifier.dtype
+    blank = torch.zeros(1, 3, classifier.size, classifier.size, device=device, dtype=dtype)
     check_unit(layer, unit, responses(classifier.model, layer, blank).shape[1])
     with warnings.catch_warnings():  # kornia, which Lucent imports, still compiles with TorchScript
         warnings.filterwarnings("ignore", r".*torch\.jit")
         from lucent.optvis import objectives, param, render, transform  # takes seconds to import
 
     def to_model_space(x: Tensor) -> Tensor:
-        return images.normalize(x, classifier.mean, classifier.std).to(classifier.device)
+        return images.normalize(x, classifier.mean, classifier.std).to(device, dtype)
 
     objective = objectives.channel(layer.replace(".", "_"), unit)
     with explaining(classifier.model):

@@ -120,7 +120,7 @@ def _units(seen: Responses, world: Scenes) -> Units:
         top.numpy(),
         places.long().numpy(),
         seen.mean.T.gather(1, top).double().numpy(),
-        score_concepts(seen.mean.numpy(), specs),
+        score_concepts(seen.mean.float().numpy(), specs),
     )
 
 
