@@ -413,7 +413,9 @@ def test_a_model_that_is_no_longer_python(kind: str) -> None:
 @pytest.mark.parametrize("name", ["gradient", "occlusion", "deeplift"])
 def test_a_model_exported_for_another_number_of_images(name: str) -> None:
     alone = torch.export.export(make("Residual").eval(), (IMAGES[:1],)).module()
-    with pytest.raises(ValueError, match="^model: it was exported for images of one shape, [^\n]*$"):
+    with pytest.raises(
+        ValueError, match="^model: it was exported for images of one shape, [^\n]*$"
+    ):
         METHODS[name](alone, IMAGES, 2, **options_of(name))
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.contract import Target, check, explaining, resolve_target, score_target
-from course_utils.layers import Head, capture, find, last_maps
+from course_utils.layers import capture, find
 from course_utils.methods.gradients import guided_backprop
+from course_utils.methods.head import Head, last_maps
 
 
 def cam(
