@@ -3,14 +3,17 @@
 import os
 
 
-def claim(text: str, value: object, holds: object) -> None:
-    """Print `✓ text: value`, or `✗ …` where it does not hold.
+def claim(text: str, value: object, holds: object = None) -> None:
+    """Print `✓ text: value`, or `✗ …` where it does not hold; with two arguments `✓ text`.
 
-    Floats are rounded to two decimals, below 1 to two significant digits. A claim that does not
-    hold raises AssertionError on the shipped model; where COURSE_MODEL names another one it is
-    printed, and the notebook goes on.
+    value: what was measured; or, alone, whether the claim holds. Floats are rounded to two
+    decimals, below 1 to two significant digits. A claim that does not hold raises AssertionError on
+    the shipped model; where COURSE_MODEL names another one it is printed, and the notebook goes on.
     """
-    line = f"{text}: {_rounded(value)}"
+    measured = holds is not None
+    if measured and isinstance(value, bool):
+        raise TypeError(f"value is {value}, which measures nothing; write claim(text, holds)")
+    line, holds = (f"{text}: {_rounded(value)}", holds) if measured else (text, value)
     print("✓" if holds else "✗", line)
     if not holds and os.environ.get("COURSE_MODEL", "scenes") in ("", "scenes"):
         raise AssertionError(f"This claim does not hold on the shipped model — {line}.")

@@ -18,7 +18,6 @@ from course_utils.claims import claim
         (float("nan"), "nan"),
         (12_000, "12000"),
         ("zebra", "zebra"),
-        (True, "True"),
         (torch.tensor(0.8712), "0.87"),
         (np.float32(0.8712), "0.87"),
         (np.int64(3), "3"),
@@ -29,6 +28,18 @@ def test_prints_the_rounded_value(
 ) -> None:
     claim("mass inside the mask", value, True)
     assert capsys.readouterr().out == f"✓ mass inside the mask: {shown}\n"
+
+
+def test_a_fact_without_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    claim("they are equal", torch.equal(torch.ones(2), torch.ones(2)))
+    with pytest.raises(AssertionError, match=r"does not hold .* they are equal\.$"):
+        claim("they are equal", torch.tensor(False))
+    assert capsys.readouterr().out == "✓ they are equal\n✗ they are equal\n"
+
+
+def test_that_something_is_true_is_no_measurement() -> None:
+    with pytest.raises(TypeError, match=r"^value is True, which measures nothing; write claim\("):
+        claim("they are equal", True, 1 == 1)
 
 
 @pytest.mark.parametrize("model", [None, "", "scenes"])

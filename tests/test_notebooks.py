@@ -1,5 +1,6 @@
 """What every stored notebook must be; their outputs are compared by `pytest --nbval`."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_no_output_on_stderr(path: Path) -> None:
     """Warnings and progress bars differ from run to run."""
     for cell in code_cells(path):
         assert [out.text for out in cell.outputs if out.get("name") == "stderr"] == []
+
+
+@each_lecture
+def test_every_claim_can_fail(path: Path) -> None:
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "claim":
+                assert not isinstance(node.args[-1], ast.Constant), ast.unparse(node)
 
 
 @each_lecture
