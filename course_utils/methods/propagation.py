@@ -172,9 +172,9 @@ def _softmax(
 
 def _slope(given: Tensor, z: Tensor, z0: Tensor, limit: Tensor) -> Tensor:
     """given / (z − z'); where they differ by rounding alone, the limit, which is the derivative."""
+    difference = z - z0
     rounding = torch.finfo(z.dtype).eps ** (2 / 3) * torch.maximum(z.abs(), z0.abs())
-    same = (z - z0).abs() <= rounding
-    return torch.where(same, limit, given / (z - z0).where(~same, 1))
+    return torch.where(difference.abs() <= rounding, limit, given / difference)
 
 
 def lrp(
@@ -243,7 +243,9 @@ def _pass_on(operation: Operation, relevance: Tensor, derived: Sequence[Tensor])
 
 def _per_z(operation: Operation, relevance: Tensor, epsilon: float = 0.0) -> Tensor:
     z = operation.output
-    z = torch.where(z < 0, z - epsilon, z + epsilon)
+    away = z.new_tensor(epsilon)  # of a type in which it may be 0
+    if away:
+        return relevance / (z + away.copysign(z))
     return torch.where(z == 0, 0, relevance / z)
 
 
