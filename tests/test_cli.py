@@ -1,6 +1,8 @@
 import itertools
 import json
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +17,9 @@ import pytest
 
 from course_utils import files, models, pretrained, training
 from course_utils.evaluation import experiments, league, standings
-from course_utils.tools import cli, release
+from course_utils.tools import cli, release, slides, work
 from course_utils.worlds import photographs
+from tests import execute
 from tests.servers import jupyter_of_its_own
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,17 +131,23 @@ def test_no_browser_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[str]:
-    """The address that `course lab` prints without a browser, Jupyter's files in the folder."""
+    """The address that `course lab` prints without a browser; all its files are in the folder."""
     environment = jupyter_of_its_own(folder)
     for display in ("DISPLAY", "WAYLAND_DISPLAY"):
         environment.pop(display, None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "course_utils", "lab", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
+    code = (
+        f"import pathlib; from course_utils.tools import cli; "
+        f"cli.WORK = pathlib.Path({str(folder / 'work')!r}); cli.main({['lab', *arguments]})"
     )
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     assert process.stdout
     try:
         yield process.stdout.readline().split()[-1]
@@ -172,10 +181,44 @@ def test_lab_opens_the_lecture(chromium: Any, tmp_path: Path) -> None:
             page.goto(address.replace(first, name))
             page.get_by_role("heading", name=f"{name[:2]} ·").wait_for(timeout=60_000)
             assert page.locator(".jp-Dialog").count() == 0
+            page.locator(".jp-CodeCell:visible").first.wait_for(timeout=60_000)
+            assert page.locator(".jp-OutputArea-output").count() == 0  # "Predict" comes first
             tabs = page.locator(".jp-NotebookPanel").count()
             remembered(tmp_path, name)
+            assert page.locator(".Toastify__toast").count() == 0  # nothing is asked
             page.close()
     assert tabs == 2
+
+
+@pytest.mark.browser
+def test_opening_and_saving_a_notebook_changes_nothing(chromium: Any, tmp_path: Path) -> None:
+    """Neither a lecture with its outputs nor homework; and no kernel warns in the terminal."""
+    lecture, homework = "01_cnn_crash_course.ipynb", "homework/hw02_grad_cam_and_ig.ipynb"
+    (tmp_path / "work").mkdir()
+    shutil.copy(cli.NOTEBOOKS / lecture, tmp_path / "work" / lecture)
+    with serving(tmp_path) as address:
+        for name in (lecture, homework):
+            path = tmp_path / "work" / name
+            before, written = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
+            page = chromium.new_page()
+            page.goto(address.replace("/lab?", f"/lab/tree/{name}?"))
+            page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+            if name == lecture:
+                pictures = page.locator(".jp-OutputArea-output img")
+                pictures.first.wait_for(timeout=60_000)
+                assert min(len(picture.get_attribute("alt")) for picture in pictures.all()) > 10
+            page.get_by_role("menuitem", name="File", exact=True).click()
+            page.get_by_text("Save Notebook", exact=True).click()
+            for _ in range(100):
+                if path.stat().st_mtime_ns != written and path.read_bytes().endswith(b"}\n"):
+                    break
+                time.sleep(0.2)
+            python = execute.METADATA["language_info"]["version"]
+            after = path.read_text(encoding="utf-8").replace(platform.python_version(), python)
+            assert path.stat().st_mtime_ns != written
+            assert after == before
+            page.close()
+        assert "Kernel is running" not in (tmp_path / "stderr").read_text()
 
 
 def remembered(folder: Path, lecture: str) -> None:
@@ -478,27 +521,98 @@ def test_live_writes_a_copy_that_lab_opens(
     assert copy.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "folder", "page"),
-    [
-        (("lab",), cli.NOTEBOOKS, "/lab"),
-        (("lab", "6"), cli.NOTEBOOKS, "/lab/tree/06_cam_and_grad_cam.ipynb"),
-        (("lab", "--live", "06"), ROOT, "/lab/tree/live/06_cam_and_grad_cam.ipynb"),
-    ],
-)
-def test_lab_opens_the_page_asked_for(
-    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], folder: Path, page: str
-) -> None:
-    opened: list[tuple[str, Path]] = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Path]]:
+    """The page and the folder of every server that would start; copies go to a new folder."""
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "WORK", tmp_path / "work")
+    monkeypatch.setattr(cli, "LIVE", tmp_path / "live")
+    servers: list[tuple[str, Path]] = []
 
     def server(page: str, browser: bool, folder: Path) -> Any:
-        opened.append((page, folder))
+        servers.append((page, folder))
         loop = SimpleNamespace(add_callback=lambda callback: None)
         return SimpleNamespace(io_loop=loop, start=lambda: None)
 
     monkeypatch.setattr(cli, "_server", server)
+    return servers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "page"),
+    [
+        (("lab",), "work", "/lab"),
+        (("lab", "6"), "work", "/lab/tree/06_cam_and_grad_cam.ipynb"),
+        (("lab", "--live"), "", "/lab"),
+        (("lab", "--live", "06"), "", "/lab/tree/live/06_cam_and_grad_cam.ipynb"),
+    ],
+)
+def test_lab_opens_the_page_asked_for(
+    served: list[tuple[str, Path]],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    folder: str,
+    page: str,
+) -> None:
     assert cli.main(list(arguments)) == 0
-    assert opened == [(page, folder)]
+    assert served == [(page, tmp_path / folder)]
+    if page != "/lab":
+        assert (tmp_path / folder / page.removeprefix("/lab/tree/")).exists()
+
+
+def test_lab_opens_a_live_copy_that_is_there_as_it_is(
+    served: list[tuple[str, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "live" / "06_cam_and_grad_cam.ipynb"
+    copy.parent.mkdir()
+    copy.write_text("typed in class")
+    assert run(capsys, "lab", "--live", "06") == (0, "", "")
+    assert copy.read_text() == "typed in class"
+
+
+def test_lab_names_the_copies_that_have_fallen_behind(
+    served: list[tuple[str, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "lab") == (0, "", "")
+    copy = tmp_path / "work" / "06_cam_and_grad_cam.ipynb"
+    copy.write_text("mine")
+    (tmp_path / "work" / ".made.json").write_text("{}")
+    code, printed, _ = run(capsys, "lab")
+    assert code == 0
+    assert printed.startswith("06_cam_and_grad_cam.ipynb has a newer version")
+    assert printed.count("\n") == 1
+    assert copy.read_text() == "mine"
+
+
+def test_lab_where_one_may_not_write(
+    served: list[tuple[str, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(work, "make", denied)
+    code, _, error = run(capsys, "lab")
+    assert code == 1
+    one_sentence(error)
+    assert "to a place of your own" in error
+    assert served == []
+
+
+@pytest.mark.parametrize(("arguments", "number"), [(("slides", "6"), 1), (("slides",), 11)])
+def test_slides_says_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    number: int,
+) -> None:
+    monkeypatch.setattr(slides, "write", lambda path, folder: folder / f"{path.stem}.html")
+    code, printed, _ = run(capsys, *arguments)
+    assert code == 0
+    assert len(printed.splitlines()) == number
+    assert str(ROOT / "slides" / "06_cam_and_grad_cam.html") in printed
 
 
 def test_release(

@@ -20,6 +20,9 @@ SECTION = re.compile(
 )
 MACHINE = re.compile(r"/(home|root|Users|tmp|private|var)/\S|[A-Z]:\\+Users")
 
+RELEASE = execute.NOTEBOOKS / "homework"
+EVERY = [*LECTURES, *sorted(RELEASE.glob("hw*.ipynb")), *sorted(SOLUTIONS.glob("hw*.ipynb"))]
+
 each_lecture = pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 
 
@@ -138,6 +141,14 @@ def test_stored_as_the_execution_leaves_it(path: Path) -> None:
     """No widget views, no widget state, no times, the same kernel for everybody."""
     notebook = nbformat.read(path, as_version=4)
     assert execute.clean(nbformat.from_dict(json.loads(json.dumps(notebook)))) == notebook
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_stored_as_jupyterlab_leaves_it(path: Path) -> None:
+    """Opened and saved, it is the same file; tests/test_cli.py tries that on two."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata == execute.METADATA
+    assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
 
 
 @each_lecture

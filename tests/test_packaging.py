@@ -333,6 +333,24 @@ def test_disk_full_on_the_way(
     assert "because the disk is full" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", ["its own", "/usr"])
+def test_a_folder_of_another_user(
+    machine: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prefix: str,
+) -> None:
+    """No second try would help, so none is advised."""
+    if prefix == "/usr":
+        monkeypatch.setattr(bootstrap.sys, "prefix", prefix)
+        monkeypatch.setattr(bootstrap, "ready", lambda lock: False)
+    monkeypatch.setattr(bootstrap.os, "access", lambda path, mode: False)
+    assert leave("lab") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith("to a place of your own, and run the command there.")
+    assert machine.commands == []
+
+
 def test_python_without_venv(
     machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

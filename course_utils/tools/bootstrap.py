@@ -88,6 +88,7 @@ def make_venv() -> None:
     """Create `.venv`, or create it again when its Python no longer runs."""
     if shutil.which(python()) and subprocess.run([python(), "-c", ""], check=False).returncode == 0:
         return
+    check_owner(ROOT)
     if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
         version = "{}.{}".format(*sys.version_info)
         fail(
@@ -97,8 +98,18 @@ def make_venv() -> None:
     run([sys.executable, "-m", "venv", "--clear", str(VENV)], f"{VENV} could not be made", "")
 
 
+def check_owner(folder: Path) -> None:
+    """Leave where the packages cannot be installed, however often one tries."""
+    if not os.access(folder, os.W_OK):
+        fail(
+            f"the packages go to {VENV}, where you may not write: copy the folder {ROOT} to a "
+            f"place of your own, and run the command there."
+        )
+
+
 def install(lock: str, cpu: bool) -> None:
     """Install a lock and the course itself into `.venv`, whose Python is the one running."""
+    check_owner(VENV)
     before = state()
     linux = sys.platform == "linux"  # elsewhere the ordinary build is the small one
     cpu = linux and (before["cpu"] if before["done"] else cpu)

@@ -19,7 +19,9 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+WORK = ROOT / "work"
 LIVE = ROOT / "live"
+SLIDES = ROOT / "slides"
 Checks = list[tuple[str, Callable[[], str]]]
 
 
@@ -64,9 +66,9 @@ def _command_line() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("lab", lab, "open JupyterLab at the course, or at one lecture")
+    command = add("lab", lab, "open JupyterLab at your copies in work/, or at that of one lecture")
     command.add_argument("lecture", nargs="?", metavar="NN", help="its number, such as 01")
-    command.add_argument("--live", action="store_true", help="open its copy in live/")
+    command.add_argument("--live", action="store_true", help="open the instructor's copy in live/")
     add("doctor", doctor, "check whether every lecture can run here, in plain words")
     command = add("fetch", fetch, "download a model of torchvision or timm ahead of class")
     command.add_argument("name", metavar="NAME", help="such as resnet18")
@@ -78,8 +80,10 @@ def _command_line() -> argparse.ArgumentParser:
     row = "measure this row alone, such as gradient or '|gradient|' (repeat for more)"
     command.add_argument("--only", action="append", metavar="NAME", help=row)
     add("roar", roar, "retrain without the pixels that methods choose (ten minutes)")
-    command = add("live", live, "write an instructor's copy of a lecture, to type in class")
+    command = add("live", write_live, "write an instructor's copy of a lecture, to type in class")
     command.add_argument("lecture", metavar="NN", help="its number, such as 01")
+    command = add("slides", slides, "write a lecture as slides, or all, which need no network")
+    command.add_argument("lecture", nargs="?", metavar="NN", help="its number, such as 01")
     command = add("release", release, "make the homework that students get from its keys")
     command.add_argument(
         "folder", nargs="?", type=Path, metavar="FOLDER", help="make this an nbgrader course, too"
@@ -103,11 +107,14 @@ def _sentence(error: Exception) -> str:
 def lab(lecture: str | None = None, live: bool = False) -> int:
     """Serve JupyterLab on this computer alone, and open a browser where there is one."""
     lectures()  # says so where there are none
-    folder = ROOT if live else NOTEBOOKS
-    page = "/lab"
-    if lecture:
-        notebook = LIVE / find_lecture(lecture).name if live else find_lecture(lecture)
-        page = f"/lab/tree/{notebook.relative_to(folder).as_posix()}"
+    name = find_lecture(lecture).name if lecture else ""
+    if not live:
+        _copy_notebooks()
+    elif lecture and not (LIVE / name).exists():
+        write_live(lecture)
+    # What a live copy links to lies beside its folder, so more than its folder is served.
+    folder, tree = (ROOT, "/lab/tree/live/") if live else (WORK, "/lab/tree/")
+    page = tree + name if name else "/lab"
     server = _server(page, browser=_has_browser(), folder=folder)
 
     def announce() -> None:
@@ -118,6 +125,24 @@ def lab(lecture: str | None = None, live: bool = False) -> int:
     server.io_loop.add_callback(announce)  # once it listens, and knows on which port
     server.start()
     return 0
+
+
+def _copy_notebooks() -> None:
+    """Make the copies in work/, and name those that have fallen behind."""
+    from course_utils.tools import work
+
+    try:
+        outdated = work.make(NOTEBOOKS, WORK)
+    except PermissionError:
+        raise PermissionError(
+            f"your copies of the notebooks go to {WORK}, where you may not write; copy the folder "
+            f"{ROOT} to a place of your own, and run the command there"
+        ) from None
+    for path in outdated:
+        print(
+            f"{path.relative_to(WORK)} has a newer version, and you have edited your copy, which "
+            "stays as it is; rename or delete it to get the new one"
+        )
 
 
 def lectures() -> list[Path]:
@@ -161,9 +186,10 @@ def _server(page: str, browser: bool, folder: Path = NOTEBOOKS):  # type: ignore
         "ServerApp.log_level": "ERROR",
         "LabApp.log_level": "ERROR",
         "LabApp.default_url": page,
-        # Nothing is asked of the network, and no question about news covers the first page.
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-        "LabApp.news_url": None,
+        # Adds the alternative texts of pictures, and takes away the question about news.
+        "LabApp.extra_labextensions_path": Path(__file__).with_name("labextensions"),
+        # Else each kernel warns in the terminal that others may listen.
+        "MappingKernelManager.transport_encryption": "auto",
         # A token of our own, since Jupyter tells its own only in a page of log lines.
         "IdentityProvider.token": secrets.token_urlsafe(24),
     }
@@ -405,13 +431,22 @@ def roar() -> int:
 # Teaching ------------------------------------------------------------------------------------
 
 
-def live(lecture: str) -> int:
+def write_live(lecture: str) -> int:
     """Write an instructor's copy of a lecture into live/, and its timing sheet."""
     from course_utils.tools import live
 
     copy, sheet = live.make(find_lecture(lecture), LIVE)
     print(f"the copy is {copy}\nthe timing sheet is {sheet}")
     print(f"`course lab --live {lecture}` opens the copy")
+    return 0
+
+
+def slides(lecture: str | None = None) -> int:
+    """Write a lecture, or every one, into slides/, as a file that a browser opens."""
+    from course_utils.tools import slides
+
+    for path in [find_lecture(lecture)] if lecture else lectures():
+        print(slides.write(path, SLIDES), flush=True)
     return 0
 
 
