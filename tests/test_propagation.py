@@ -672,6 +672,19 @@ def test_deeplift_is_complete_where_captum_is_not(case: str) -> None:
     assert off(theirs, difference(model, IMAGES, ELSEWHERE, 1)) > 1e-2
 
 
+@pytest.mark.parametrize("scale", [0.1, 1, 10, 100, 1000])
+def test_a_softmax_of_logits_that_are_far_apart(scale: float) -> None:
+    """Of the one image the largest exponential may be nothing beside that of the other."""
+
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (scale * x.flatten(1)).softmax(1)
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 1, 3, 3, dtype=torch.float64, generator=generator)
+    assert incompleteness(Softmax(), x, y) < 1e-12
+
+
 @pytest.mark.references
 @HOOKS
 def test_captums_deeplift_of_softmax_depends_on_the_batch() -> None:

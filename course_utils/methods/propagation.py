@@ -160,14 +160,17 @@ def _norm(
 def _softmax(
     operation: Operation, reference: Reference, m: Tensor, derived: Sequence[Tensor]
 ) -> Tensor:
-    """Of y = e · q with e = exp(z) and q = 1 / Σ e: a product and two rescales."""
+    """Of y = exp(z − L) with L = log Σ exp(z): three rescales, none of which grows large."""
     (z,), (z0,), axis = operation.inputs, reference.inputs, operation.args[1]
-    top = torch.maximum(z, z0).amax(axis, keepdim=True)  # a softmax does not feel it
+    y, y0 = operation.output, reference.outputs[0]
+    log, log0 = (value.logsumexp(axis, keepdim=True) for value in (z, z0))
+    m_u = _slope(m * (y - y0), z - log, z0 - log0, m * y)  # u = z − L
+    top = torch.maximum(log, log0)
     e, e0 = (z - top).exp(), (z0 - top).exp()
-    q, q0 = (1 / value.sum(axis, keepdim=True) for value in (e, e0))
-    m_q = (m * (e + e0) / 2).sum(axis, keepdim=True)
-    m_e = m * (q + q0) / 2 - m_q * q * q0
-    return _slope(m_e * (e - e0), z, z0, m_e * e)
+    s, s0 = (value.sum(axis, keepdim=True) for value in (e, e0))
+    m_log = -m_u.sum(axis, keepdim=True)
+    m_s = _slope(m_log * (log - log0), s, s0, m_log / s)
+    return m_u + _slope(m_s * (e - e0), z, z0, m_s * e)
 
 
 def _slope(given: Tensor, z: Tensor, z0: Tensor, limit: Tensor) -> Tensor:
