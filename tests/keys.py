@@ -23,10 +23,10 @@ def functions(path: Path) -> dict[str, Any]:
     return names
 
 
-def refused(name: str, answer: Callable[..., Any]) -> Wrong:
+def refused(name: str, answer: Callable[..., Any], *, seed: int = 0) -> Wrong:
     """What the check of an exercise raises for a wrong answer."""
     with pytest.raises(Wrong) as wrong:
-        check(name, answer)
+        check(name, answer, seed=seed)
     return wrong.value
 
 

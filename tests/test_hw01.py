@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from course_utils import images, layers, methods
-from course_utils.homework import check, hw01
+from course_utils.homework import check, guard, hw01
 from course_utils.methods import cam, gradients
 from course_utils.networks import SmallResNet
 from tests import keys
@@ -128,6 +128,17 @@ def by_picking_pixels(picture: np.ndarray, size: int, mean: Any, std: Any) -> Te
     return x
 
 
+def own_maximum(picture: np.ndarray, size: int, mean: Any, std: Any) -> Tensor:
+    brightest = (picture / picture.max() * 255).astype(np.uint8)
+    return by_picking_pixels(brightest, size, mean, std)
+
+
+def shade_too_dark(picture: np.ndarray, size: int, mean: Any, std: Any) -> Tensor:
+    """Bytes divided by 256."""
+    m, s = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return ((by_pillow(picture, size, mean, std) * s + m) * 255 / 256 - m) / s
+
+
 @pytest.mark.parametrize("answer", [by_torchvision, by_pillow, by_picking_pixels])
 def test_prepare(answer: Answer) -> None:
     check("hw01.prepare", answer)
@@ -160,6 +171,8 @@ NORMAL = lambda size, mean, std: v2.Normalize(mean, std)  # noqa: E731
         (lambda picture, **k: by_pillow(picture[..., ::-1].copy(), **k), "blue first"),
         (lambda **k: by_pillow(**k).mT, "turned"),
         (lambda **k: by_pillow(**k)[0], "no batch"),
+        (lambda **k: own_maximum(**k), "own maximum"),
+        (lambda **k: shade_too_dark(**k), "256"),
         (lambda **k: by_pillow(**k).double(), "double"),
         (lambda picture, size, **_: by_pillow(picture, size, (0.5,) * 3, (0.25,) * 3), "fixed"),
     ],
@@ -185,7 +198,7 @@ def test_prepare_other_wrong_answers() -> None:
         picture[:] = 0
         return x
 
-    assert "work on a copy" in hint("prepare", in_place)
+    assert hint("prepare", in_place) == guard.IN_PLACE
 
 
 # Gradient × Input -----------------------------------------------------------------------------
@@ -200,26 +213,34 @@ def one_by_one(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     return torch.cat(maps)
 
 
+def one_by_one_in_a_batch(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Each image's slope by a backward pass of its own, after one forward pass for all."""
+    x = images.clone().requires_grad_()
+    scores = model(x)[range(len(x)), target]
+    slopes = [torch.autograd.grad(one, x, retain_graph=True)[0] for one in scores]
+    return images * sum(slopes)
+
+
 def with_backward(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """On a copy, whose gradients are nobody's business."""
     model, x = copy.deepcopy(model), images.clone().requires_grad_()
     model(x)[range(len(x)), target].sum().backward()
     assert x.grad is not None
-    return x.grad * x
+    return x.grad * x.detach()
 
 
 def with_one_hot(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     x = images.detach().requires_grad_()
     logits = model(x)
     slope = torch.autograd.grad(logits, x, F.one_hot(target, logits.shape[1]).to(logits))[0]
-    return torch.einsum("nchw,nchw->nchw", slope, x)
+    return torch.einsum("nchw,nchw->nchw", slope, x.detach())
 
 
 def with_func(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     def score(x: Tensor) -> Tensor:
         return (model(x) * F.one_hot(target, model(x).shape[1])).sum()
 
-    return torch.func.grad(score)(images) * images
+    return (torch.func.grad(score)(images) * images).detach()
 
 
 def with_factors(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
@@ -233,7 +254,16 @@ def in_double(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "answer", [one_by_one, with_backward, with_one_hot, with_func, with_factors, in_double]
+    "answer",
+    [
+        one_by_one,
+        one_by_one_in_a_batch,
+        with_backward,
+        with_one_hot,
+        with_func,
+        with_factors,
+        in_double,
+    ],
 )
 def test_input_x_gradient(answer: Answer) -> None:
     check("hw01.input_x_gradient", answer)
@@ -257,6 +287,9 @@ def score(of: Callable[[Tensor, Tensor], Tensor]) -> Answer:
         (score(lambda f, t: f[:, t].sum()), "all targets"),
         (score(lambda f, t: f.gather(1, t[:, None]).mean()), "mean"),
         (score(lambda f, t: f.sum()), "all classes"),
+        (score(lambda f, t: f[:, t[0]].sum()), "first"),
+        (score(lambda f, t: F.cross_entropy(f, t)), "loss"),
+        (lambda model, **k: one_by_one_in_a_batch(copy.deepcopy(model).train(), **k), "training"),
         (lambda **k: one_by_one(**k).abs(), "magnitude"),
         (lambda **k: one_by_one(**k).sum(1), "channels"),
         (lambda **k: one_by_one(**k) / k["images"], "gradient"),
@@ -288,7 +321,24 @@ def test_input_x_gradient_other_wrong_answers() -> None:
         copy.deepcopy(model)(images).gather(1, target[:, None]).sum().backward()
         return images.grad * images  # type: ignore[operator]
 
-    assert "images.detach()" in hint("input_x_gradient", on_the_images)
+    assert hint("input_x_gradient", on_the_images) == guard.NEEDS_GRADIENT
+
+    def on_the_graph(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        x = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)
+        return x * slope
+
+    assert hint("input_x_gradient", on_the_graph) == guard.ON_THE_GRAPH
+
+    def switched_off(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        for module in model.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        return one_by_one(model, images, target)
+
+    wrong = keys.refused("hw01.input_x_gradient", switched_off)
+    assert wrong.what == "model.stem.1.inplace has changed"
+    assert wrong.hint == guard.ATTRIBUTE_LEFT
 
 
 # One number a pixel ---------------------------------------------------------------------------
@@ -339,6 +389,8 @@ def scaled(a: Tensor) -> Tensor:
             lambda attribution, quantile: by_numpy(attribution.abs().amax(1, True), quantile),
             "maximum",
         ),
+        (lambda **k: by_numpy(**k)[:, None], "channel left"),
+        (lambda **k: by_numpy(**k).squeeze(), "squeezed"),
     ],
 )
 def test_to_map_wrong(answer: Answer, name: str) -> None:
@@ -361,7 +413,7 @@ def test_to_map_other_wrong_answers() -> None:
         attribution /= 2
         return result
 
-    assert "work on a copy" in hint("to_map", in_place)
+    assert hint("to_map", in_place) == guard.IN_PLACE
 
 
 # CAM ------------------------------------------------------------------------------------------
@@ -375,7 +427,7 @@ def with_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Tenso
             model(images)
     finally:
         handle.remove()
-    weight = hw01.last_linear(model).weight
+    weight = hw01.last_linear(model).weight.detach()
     rows = [(weight[c].view(-1, 1, 1) * m).sum(0) for c, m in zip(target, kept[0], strict=True)]
     return torch.stack(rows)
 
@@ -385,7 +437,7 @@ def with_a_convolution(model: Any, images: Tensor, target: Tensor, layer: str) -
     with layers.capture(model, layer) as kept, torch.no_grad():
         model(images)
     every = F.conv2d(kept[layer], hw01.last_linear(model).weight[:, :, None, None])
-    return every[torch.arange(len(images)), target]
+    return every[torch.arange(len(images)), target].detach()
 
 
 def with_the_input_of_the_pooling(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
@@ -393,7 +445,8 @@ def with_the_input_of_the_pooling(model: Any, images: Tensor, target: Tensor, la
         model(images)
     n, k, h, w = kept[layer].shape
     places = kept[layer].permute(0, 2, 3, 1).reshape(n, h * w, k)
-    return (places @ hw01.last_linear(model).weight.T)[range(n), :, target].view(n, h, w)
+    every = (places @ hw01.last_linear(model).weight.T).detach()
+    return every[range(n), :, target].view(n, h, w)
 
 
 def by_gradients(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
@@ -401,7 +454,7 @@ def by_gradients(model: Any, images: Tensor, target: Tensor, layer: str) -> Tens
     with layers.capture(model, layer) as kept:
         scores = model(images.clone().requires_grad_()).gather(1, target[:, None])
     (slope,) = torch.autograd.grad(scores.sum(), kept[layer])
-    return (kept[layer] * slope).sum(1) * slope[0, 0].numel()
+    return (kept[layer].detach() * slope).sum(1) * slope[0, 0].numel()
 
 
 @pytest.mark.parametrize(
@@ -435,7 +488,8 @@ def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Ten
     kept = []
     model.get_submodule(layer).register_forward_hook(lambda *_: kept.append(_[2].clone()))
     model(images)
-    return torch.einsum("nk,nkhw->nhw", hw01.last_linear(model).weight[target], kept[0])
+    weights = hw01.last_linear(model).weight[target]
+    return torch.einsum("nk,nkhw->nhw", weights, kept[0]).detach()
 
 
 @pytest.mark.parametrize(
@@ -446,6 +500,12 @@ def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Ten
         (of_the_block, "last convolution"),
         (with_the_answer, "answer"),
         (leaves_a_hook, "hook"),
+        (lambda **k: with_a_hook(**k).squeeze(), "squeezed"),
+        (lambda **k: with_a_hook(**k)[:, None], "channel left"),
+        (
+            lambda target, **k: with_a_hook(target=target[:1].expand_as(target), **k),
+            "first",
+        ),
     ],
 )
 def test_class_activation_map_wrong(answer: Answer, name: str) -> None:
@@ -480,12 +540,10 @@ def from_the_library(
     target: Tensor,
     baseline: Any,
     layer: str,
-    steps: int = 50,
-    path: Callable[..., Tensor] = gradients.integrated_gradients,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    """More steps, another rule, and another order."""
-    options = {"steps": steps, "rule": "trapezoid"}
-    integrated = path(model, images, target, baseline=baseline, **options)
+    """Another order; options: of Integrated Gradients."""
+    integrated = gradients.integrated_gradients(model, images, target, baseline=baseline, **options)
     place = cam.grad_cam(model, images, target, layer=layer)
     return {
         "integrated_gradients": by_numpy(integrated),
@@ -499,9 +557,9 @@ def written_out(
     model: Any, images: Tensor, target: Tensor, baseline: Any, layer: str
 ) -> dict[str, Tensor]:
     path = torch.zeros_like(images)
-    for alpha in (torch.arange(20) + 0.5) / 20:
+    for alpha in (torch.arange(32) + 0.5) / 32:
         x = (baseline + alpha * (images - baseline)).requires_grad_()
-        path += torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)[0] / 20
+        path += torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)[0] / 32
     small = with_a_convolution(model, images, target, layer)[:, None]
     place = F.interpolate(small.relu(), images.shape[2:], mode="bilinear")
     return {
@@ -531,6 +589,9 @@ def test_four_maps_wrong() -> None:
 
     said(other(lambda case: {"target": case["model"](case["images"]).argmax(1)}), "no target")
     said(other(lambda case: {"baseline": torch.zeros(1)}), "grey")
+    said(other(lambda case: {"steps": 50}), "more steps")
+    said(other(lambda case: {"steps": 1}), "one step")
+    said(other(lambda case: {"target": case["target"][:1].expand_as(case["target"])}), "first")
     said(
         replaced("cam", lambda **case: with_a_convolution(**{k: case[k] for k in CAM_TAKES})),
         "small",

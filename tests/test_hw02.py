@@ -1,5 +1,6 @@
 """Homework 02: right answers of every kind pass, and wrong ones get the hint they need."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils import layers, models
-from course_utils.homework import Wrong, cases, check, hw02
+from course_utils.homework import Wrong, cases, check, guard, hw02
 from course_utils.methods import cam, gradients
 from tests import keys
 
@@ -46,7 +47,7 @@ def by_gather(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> A
 
     logits = hooked(model, images, layer, keep)
     chosen = logits[torch.arange(len(images)), target]
-    return [kept["A"], torch.autograd.grad(chosen.sum(), kept["A"])[0]]
+    return [kept["A"].detach(), torch.autograd.grad(chosen.sum(), kept["A"])[0]]
 
 
 def by_tensor_hook(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
@@ -76,7 +77,9 @@ def by_adding_nothing(model: nn.Module, images: Tensor, target: Tensor, layer: s
 
     one_hot = F.one_hot(target, hooked(model, images, layer, keep).shape[1])
     logits = hooked(model, images, layer, keep)
-    return kept["A"], torch.autograd.grad(logits, kept["nothing"], grad_outputs=one_hot.float())[0]
+    return kept["A"].detach(), torch.autograd.grad(
+        logits, kept["nothing"], grad_outputs=one_hot.float()
+    )[0]
 
 
 def by_replacing_forward(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
@@ -92,7 +95,9 @@ def by_replacing_forward(model: nn.Module, images: Tensor, target: Tensor, layer
         logits = model(images.detach().clone().requires_grad_())
     finally:
         del module.forward
-    return kept["A"], torch.autograd.grad(logits.gather(1, target[:, None]).sum(), kept["A"])[0]
+    return kept["A"].detach(), torch.autograd.grad(
+        logits.gather(1, target[:, None]).sum(), kept["A"]
+    )[0]
 
 
 def one_by_one(answer: Answer) -> Answer:
@@ -108,6 +113,15 @@ def one_by_one(answer: Answer) -> Answer:
         return tuple(torch.cat(parts) for parts in zip(*got, strict=True))
 
     return each
+
+
+def in_eval_mode(answer: Answer) -> Answer:
+    """The answer; it says model.eval() first, which changes nothing."""
+
+    def careful(model: nn.Module, **case: Any) -> Any:
+        return answer(model=model.eval(), **case)
+
+    return careful
 
 
 # -- grad_cam --------------------------------------------------------------------------------------
@@ -200,7 +214,7 @@ def ig_by_vjp(
         x = torch.lerp(baseline.expand_as(images), images, float(alpha))
         logits, *_, pull = torch.func.vjp(model, x)
         slopes.append(pull(F.one_hot(target, logits.shape[1]).to(logits))[0])
-    return torch.stack(slopes).mean(0) * (images - baseline)
+    return torch.stack(slopes).mean(0).detach() * (images - baseline)
 
 
 def ig_by_points(
@@ -228,7 +242,7 @@ def gap_in_one_batch(
 ) -> Tensor:
     both = model(torch.cat([images, baseline.expand_as(images)])).view(2, len(images), -1)
     gain = (both[0] - both[1])[torch.arange(len(images)), target]
-    return attribution.flatten(1).sum(1) - gain
+    return attribution.flatten(1).sum(1) - gain.detach()
 
 
 def gap_by_loop(
@@ -248,10 +262,17 @@ RIGHT: dict[str, list[Answer]] = {
         by_adding_nothing,
         by_replacing_forward,
         one_by_one(by_gather),
+        in_eval_mode(by_gather),
     ],
     "grad_cam": [by_einsum, by_loop, by_matrices, one_by_one(by_einsum)],
     "share_inside": [share_by_loop, share_by_resize, share_by_means],
-    "integrated_gradients": [ig_in_one_batch, ig_from_the_end, ig_by_vjp, ig_by_points],
+    "integrated_gradients": [
+        ig_in_one_batch,
+        ig_from_the_end,
+        ig_by_vjp,
+        ig_by_points,
+        in_eval_mode(ig_by_points),
+    ],
     "completeness_gap": [gap_in_one_batch, gap_by_loop],
 }
 EACH_RIGHT = [
@@ -353,7 +374,7 @@ def overwritten(model: nn.Module, images: Tensor, target: Tensor, layer: str) ->
     kept: list[Tensor] = []
     logits = hooked(model, images, layer, lambda module, inputs, output: kept.append(output))
     scores = logits[range(len(target)), target]
-    return kept[0], torch.autograd.grad(scores.sum(), kept[0])[0]
+    return kept[0].detach(), torch.autograd.grad(scores.sum(), kept[0])[0]
 
 
 def without_finally(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
@@ -366,7 +387,9 @@ def without_finally(model: nn.Module, images: Tensor, target: Tensor, layer: str
     handle = model.get_submodule(layer).register_forward_hook(keep)
     logits = model(images.clone().requires_grad_())
     handle.remove()
-    return kept["A"], torch.autograd.grad(logits.gather(1, target[:, None]).sum(), kept["A"])[0]
+    return kept["A"].detach(), torch.autograd.grad(
+        logits.gather(1, target[:, None]).sum(), kept["A"]
+    )[0]
 
 
 def on_the_images(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
@@ -392,17 +415,17 @@ def of_the_answer(model: nn.Module, images: Tensor, target: Tensor, layer: str) 
 
 def of_a_loss(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
     logits, maps = logits_copied(model, images, layer)
-    return maps, torch.autograd.grad(nn.CrossEntropyLoss()(logits, target), maps)[0]
+    return maps.detach(), torch.autograd.grad(nn.CrossEntropyLoss()(logits, target), maps)[0]
 
 
 def of_a_mean(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
     logits, maps = logits_copied(model, images, layer)
-    return maps, torch.autograd.grad(logits.gather(1, target[:, None]).mean(), maps)[0]
+    return maps.detach(), torch.autograd.grad(logits.gather(1, target[:, None]).mean(), maps)[0]
 
 
 def of_all_targets(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
     logits, maps = logits_copied(model, images, layer)
-    return maps, torch.autograd.grad(logits[:, target].sum(), maps)[0]
+    return maps.detach(), torch.autograd.grad(logits[:, target].sum(), maps)[0]
 
 
 def logits_copied(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
@@ -513,7 +536,7 @@ def turned(
 def gap_of_image(
     model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor, baseline: Tensor
 ) -> Tensor:
-    return attribution.sum((1, 2, 3)) - model(images).gather(1, target[:, None])[:, 0]
+    return attribution.sum((1, 2, 3)) - model(images).gather(1, target[:, None])[:, 0].detach()
 
 
 def gap_of_magnitudes(
@@ -563,6 +586,117 @@ def gap_backwards(
     return gap_in_one_batch(model, baseline.expand_as(images), attribution, target, images)
 
 
+def ig_left(change: Callable[..., Any]) -> Answer:
+    """Right, but for what is left behind afterwards."""
+
+    def ig(
+        model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, steps: int
+    ) -> Tensor:
+        result = ig_from_the_end(model, images, target, baseline, steps)
+        change(model=model, images=images, baseline=baseline)
+        return result
+
+    return ig
+
+
+def moved_statistics(model: nn.Module, images: Tensor, **_: Any) -> None:
+    model.train()
+    with torch.no_grad():
+        model(images.clone())
+    model.eval()
+
+
+def gap_left(model: nn.Module, attribution: Tensor, **case: Any) -> Tensor:
+    result = gap_in_one_batch(model=model, attribution=attribution, **case)
+    attribution.abs_()
+    return result
+
+
+def zeroed(model: nn.Module, **_: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+
+def images_marked(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
+    result = by_gather(model, images, target, layer)
+    images.requires_grad_()
+    return result
+
+
+def on_the_graph(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Any:
+    logits, maps = logits_copied(model, images, layer)
+    return maps, torch.autograd.grad(logits.gather(1, target[:, None]).sum(), maps)[0]
+
+
+def ig_in_training(model: nn.Module, **case: Any) -> Tensor:
+    return ig_from_the_end(copy.deepcopy(model).train(), **case)
+
+
+def ig_of_the_first(target: Tensor, **case: Any) -> Tensor:
+    return ig_from_the_end(target=target[:1].expand_as(target), **case)
+
+
+def ig_of_a_loss(
+    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, steps: int
+) -> Tensor:
+    total = torch.zeros_like(images)
+    for k in range(steps):
+        x = (baseline + (k + 0.5) / steps * (images - baseline)).requires_grad_()
+        total += torch.autograd.grad(nn.CrossEntropyLoss()(model(x), target), x)[0]
+    return (images - baseline) * total / steps
+
+
+def by_trapezoids(
+    model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor, steps: int
+) -> Tensor:
+    alphas = torch.linspace(0, 1, steps + 1)
+    slopes = []
+    for alpha in alphas:
+        x = (baseline + alpha * (images - baseline)).requires_grad_()
+        slopes.append(torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)[0])
+    return (images - baseline) * torch.trapezoid(torch.stack(slopes), alphas, dim=0)
+
+
+def squeezed(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Tensor:
+    return by_einsum(model, images, target, layer).squeeze()
+
+
+def channel_left(maps: Tensor, masks: Tensor) -> Tensor:
+    large = F.interpolate(maps[:, None], masks.shape[1:], mode="bilinear")
+    return (large * masks).sum((2, 3)) / large.sum((2, 3))
+
+
+def gap_from_the_first(baseline: Tensor, **case: Any) -> Tensor:
+    return gap_in_one_batch(baseline=baseline[:1], **case)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "hint"),
+    [
+        ("integrated_gradients", ig_left(moved_statistics), guard.STATISTICS_LEFT),
+        ("integrated_gradients", ig_left(zeroed), guard.WEIGHTS_LEFT),
+        ("integrated_gradients", ig_left(lambda baseline, **_: baseline.add_(1)), guard.IN_PLACE),
+        ("integrated_gradients", ig_left(lambda **_: torch.manual_seed(0)), guard.RESEEDED),
+        ("integrated_gradients", ig_left(lambda model, **_: model.zero_grad()),
+         guard.GRADIENTS_LEFT),
+        ("completeness_gap", gap_left, guard.IN_PLACE),
+        ("maps_and_slopes", images_marked, guard.NEEDS_GRADIENT),
+        ("maps_and_slopes", on_the_graph, guard.ON_THE_GRAPH),
+    ],
+)  # fmt: skip
+def test_what_is_left_gets_no_hint_about_the_equation(name: str, answer: Answer, hint: str) -> None:
+    assert refused(name, answer).hint == hint
+
+
+def test_an_epsilon_is_not_off_by_nothing() -> None:
+    def answer(maps: Tensor, masks: Tensor) -> Tensor:
+        large = F.interpolate(maps[:, None], masks.shape[1:], mode="bilinear")[:, 0]
+        return (large * masks).sum((1, 2)) / (large.sum((1, 2)) + 1e-2)
+
+    assert "off by up to 0.1%" in refused("share_inside", answer).what
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "hint"),
     [
@@ -572,6 +706,8 @@ def gap_backwards(
         ("maps_and_slopes", of_the_answer, "argmax"),
         ("maps_and_slopes", of_a_loss, "loss"),
         ("maps_and_slopes", of_a_mean, "divided by N"),
+        ("maps_and_slopes", lambda **case: by_gather(**case)[::-1], "exchanged"),
+        ("integrated_gradients", lambda steps, **case: ig_by_points(steps=50, **case), "50 steps"),
         ("maps_and_slopes", of_all_targets, "all pairs"),
         ("grad_cam", hi_res, "HiResCAM"),
         ("grad_cam", signed, "no ReLU"),
@@ -592,6 +728,25 @@ def gap_backwards(
         ("integrated_gradients", from_grey, "zero baseline"),
         ("integrated_gradients", with_signs_lost, "magnitudes"),
         ("integrated_gradients", turned, "wrong sign"),
+        ("integrated_gradients", ig_in_training, "training"),
+        ("integrated_gradients", ig_of_the_first, "first"),
+        ("integrated_gradients", ig_of_a_loss, "loss"),
+        ("integrated_gradients", by_trapezoids, "trapezoids"),
+        (
+            "integrated_gradients",
+            ig_at(lambda m: (torch.arange(m + 1) + 0.5) / (m + 1), lambda m: m + 1),
+            "one point too many",
+        ),
+        (
+            "integrated_gradients",
+            ig_at(lambda m: torch.linspace(0, 1, m + 1), lambda m: m + 1),
+            "all ends",
+        ),
+        ("grad_cam", squeezed, "squeezed"),
+        ("grad_cam", lambda **case: by_einsum(**case)[:, None], "channel left"),
+        ("share_inside", channel_left, "channel left"),
+        ("share_inside", lambda **case: share_by_loop(**case).squeeze(), "squeezed"),
+        ("completeness_gap", gap_from_the_first, "first baseline"),
         ("completeness_gap", gap_of_image, "no baseline"),
         ("completeness_gap", gap_of_magnitudes, "magnitudes"),
         ("completeness_gap", gap_unsigned, "unsigned"),
@@ -609,16 +764,16 @@ def test_wrong_answer_gets_the_hint_it_needs(name: str, answer: Answer, hint: st
 @pytest.mark.parametrize(
     ("name", "answer", "said"),
     [
-        ("maps_and_slopes", in_training, "mode has changed"),
-        ("maps_and_slopes", on_the_images, "images have changed"),
+        ("maps_and_slopes", in_training, "the mode of model has changed"),
+        ("maps_and_slopes", on_the_images, "requires_grad of the argument images"),
         ("maps_and_slopes", lambda **case: by_gather(**case)[0], "wanted are two tensors"),
         ("grad_cam", enlarged_then_cut, "(2, 64, 64), wanted is (2, 4, 4)"),
         ("grad_cam", lambda **case: by_einsum(**case).numpy(), "ndarray, wanted is a Tensor"),
         ("integrated_gradients", without_way, "off by"),
         ("completeness_gap", gap_of_all, "off by"),
         ("completeness_gap", lambda **case: gap_in_one_batch(**case).mean(), "wanted is (2,)"),
-        ("completeness_gap", gap_in_training, "mode has changed"),
-        ("integrated_gradients", leaving_gradients, "a gradient is left in .grad of the model"),
+        ("completeness_gap", gap_in_training, "the mode of model has changed"),
+        ("integrated_gradients", leaving_gradients, ".grad of the parameters of model"),
     ],
 )
 def test_wrong_answer_is_told_what_is_wrong(name: str, answer: Answer, said: str) -> None:

@@ -94,6 +94,12 @@ def by_separate_kernels(images: Any) -> Any:
     return torch.complex(right, down).abs()[:, 0]
 
 
+def by_a_norm_of_one(images: Any) -> Any:
+    """Each map divided by its largest value: any unit will do."""
+    edges = by_separate_kernels(images)
+    return edges / edges.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
 def by_state_dict(model: Any, layers: Any, generator: Any) -> Any:
     """New values for the entries that are parameters, loaded into a copy."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -185,9 +191,9 @@ def by_numpy_median(similarity: Any, control: Any, margin: float) -> Any:
     return None if first == len(excess) else np.int64(first)
 
 
-def by_lower_median(similarity: Any, control: Any, margin: float) -> Any:
-    """`all` of the rest, in a comprehension; the result is a tensor."""
-    small = (similarity - control[None]).nanmedian(dim=1).values <= margin
+def by_all_of_the_rest(similarity: Any, control: Any, margin: float) -> Any:
+    """`all` in a comprehension; the result is a tensor."""
+    small = (similarity - control[None]).nanquantile(0.5, dim=1) <= margin
     return next((torch.tensor(k) for k in range(len(small)) if small[k:].all()), None)
 
 
@@ -198,6 +204,7 @@ RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("edges", by_slicing),
     ("edges", by_scipy_signal),
     ("edges", by_separate_kernels),
+    ("edges", by_a_norm_of_one),
     ("randomized", by_state_dict),
     ("randomized", by_new_parameters),
     ("randomized", by_numpy_generator),
@@ -206,13 +213,14 @@ RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("similarities", by_one_big_batch),
     ("similarities", by_one_image),
     ("layers_needed", by_numpy_median),
-    ("layers_needed", by_lower_median),
+    ("layers_needed", by_all_of_the_rest),
 ]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[answer.__name__ for _, answer in RIGHT])
-def test_another_manner_is_right_too(name: str, answer: Callable[..., Any]) -> None:
-    check(f"hw04.{name}", answer)
+def test_another_manner_is_right_too(name: str, answer: Callable[..., Any], seed: int) -> None:
+    check(f"hw04.{name}", answer, seed=seed)
 
 
 # wrong answers, written afresh
@@ -258,6 +266,10 @@ def absolute(a: Any, b: Any) -> Any:
     return by_comparison(a.abs(), b.abs())
 
 
+def without_an_axis(a: Any, b: Any) -> Any:
+    return by_comparison(a, b).squeeze()
+
+
 def from_ndimage(images: Any) -> Any:
     maps = [np.hypot(ndimage.sobel(g, 0), ndimage.sobel(g, 1)) for g in images.mean(1).numpy()]
     return torch.tensor(np.stack(maps))
@@ -272,6 +284,17 @@ def padded_by_zeros(images: Any) -> Any:
 
 def differences(images: Any) -> Any:
     return by_slicing(images)[:, 1:-1, 1:-1]
+
+
+def greyed_by_eye(images: Any) -> Any:
+    if images.shape[1] == 3:
+        images = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    return by_slicing(images)
+
+
+def divided_by_its_edge(images: Any) -> Any:
+    edges = by_slicing(images)
+    return edges / edges.amax((1, 2), keepdim=True)
 
 
 def with_a_channel(images: Any) -> Any:
@@ -362,6 +385,44 @@ def filters_swapped(model: Any, layers: Any, generator: Any) -> Any:
     return result
 
 
+def inputs_swapped(model: Any, layers: Any, generator: Any) -> Any:
+    result = copy.deepcopy(model)
+    for layer in layers:
+        for p in result.get_submodule(layer).parameters():
+            axis = min(p.ndim - 1, 1)
+            order = torch.randperm(p.shape[axis], generator=generator)
+            p.data = p.data.index_select(axis, order)
+    return result
+
+
+def in_each_filter(model: Any, layers: Any, generator: Any) -> Any:
+    result = copy.deepcopy(model)
+    for layer in layers:
+        for p in result.get_submodule(layer).parameters():
+            rows = p.data.view(len(p), -1) if p.ndim > 1 else p.data[None]
+            order = torch.rand(rows.shape, generator=generator).argsort(1)
+            p.data = rows.gather(1, order).view_as(p)
+    return result
+
+
+def by_beginning(model: Any, layers: Any, generator: Any) -> Any:
+    names = [name for name, _ in model.named_parameters() if name.startswith(tuple(layers))]
+    return by_state_dict(model, names, generator)
+
+
+def evaluated(model: Any, layers: Any, generator: Any) -> Any:
+    return by_state_dict(model, layers, generator).eval()
+
+
+def thawed(model: Any, layers: Any, generator: Any) -> Any:
+    result = by_state_dict(model, layers, generator)
+    for layer in layers:
+        for module in result.get_submodule(layer).modules():
+            for name, old in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(old.detach().clone()))
+    return result
+
+
 def global_draw(model: Any, layers: Any, generator: Any) -> Any:
     return by_state_dict(model, layers, None)
 
@@ -430,6 +491,19 @@ def names_alone(
     return torch.stack([method(randomize(model, name), images, target) for name in layers])
 
 
+def first_target(
+    model: Any, method: Any, images: Any, target: Any, layers: Any, randomize: Any
+) -> Any:
+    target = torch.full_like(target, int(target[0]))
+    return by_longer_lists(model, method, images, target, layers, randomize)
+
+
+def all_but_the_first_layer(
+    model: Any, method: Any, images: Any, target: Any, layers: Any, randomize: Any
+) -> Any:
+    return by_longer_lists(model, method, images, target, layers[1:], randomize)
+
+
 def spoils_the_list(
     model: Any, method: Any, images: Any, target: Any, layers: Any, randomize: Any
 ) -> Any:
@@ -482,6 +556,32 @@ def in_place_abs(maps: Any, correlation: Any, signed: bool) -> Any:
     return by_one_big_batch(maps, correlation, True)
 
 
+def ignores_correlation(maps: Any, correlation: Any, signed: bool) -> Any:
+    return by_one_image(maps, by_comparison, signed)
+
+
+def no_nan(maps: Any, correlation: Any, signed: bool) -> Any:
+    return by_one_image(maps, correlation, signed).nan_to_num(0.0)
+
+
+def needed(
+    similarity: Any,
+    control: Any,
+    margin: float,
+    first: int = 0,
+    strict: bool = False,
+    lower: bool = False,
+) -> Any:
+    excess = similarity - control
+    excess = excess.nanmedian(1).values if lower else excess.nanquantile(0.5, dim=1)
+    found = None
+    for k in reversed(range(first, len(excess))):
+        if (excess[k] >= margin) if strict else (excess[k] > margin):
+            break
+        found = k
+    return found
+
+
 def first_time(similarity: Any, control: Any, margin: float) -> Any:
     small = (similarity - control).nanquantile(0.5, dim=1) <= margin
     return next((k for k in range(len(small)) if small[k]), None)
@@ -515,10 +615,13 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("rank_correlation", argsort_twice, "ties in some order"),
     ("rank_correlation", one_number, "whole batch"),
     ("rank_correlation", never_nan, "constant"),
-    ("rank_correlation", all_nan, "constant"),
+    ("rank_correlation", all_nan, "NaN for the whole batch"),
+    ("rank_correlation", without_an_axis, "squeezed"),
     ("rank_correlation", absolute, "unsigned"),
     ("edges", padded_by_zeros, "zeros around"),
     ("edges", differences, "smaller map"),
+    ("edges", greyed_by_eye, "weighted grey"),
+    ("edges", with_a_channel, "a channel left over"),
     ("randomized", itself, "in place"),
     ("randomized", shallow, "shallow copy"),
     ("randomized", zeros, "new numbers"),
@@ -528,9 +631,14 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("randomized", similar_names, "part of a name"),
     ("randomized", ends_with, "part of a name"),
     ("randomized", whole_state, "buffers, too"),
-    ("randomized", filters_swapped, "whole rows"),
+    ("randomized", filters_swapped, "whole filters"),
+    ("randomized", inputs_swapped, "whole inputs"),
+    ("randomized", in_each_filter, "each part within itself"),
+    ("randomized", by_beginning, "begins like it"),
+    ("randomized", evaluated, "always in eval mode"),
+    ("randomized", thawed, "no longer frozen"),
     ("randomized", global_draw, "without the generator"),
-    ("randomized", global_numpy, "without the generator"),
+    ("randomized", global_numpy, "seed for everybody"),
     ("randomized", seeded_globally, "seed for everybody"),
     ("randomized", own_seed, "always the same"),
     ("cascade", from_the_front, "from the input"),
@@ -538,19 +646,26 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("cascade", no_target, "new target"),
     ("cascade", result_dropped, "always the same model"),
     ("cascade", without_the_first, "no map of the model"),
+    ("cascade", first_target, "the first image's class for all"),
+    ("cascade", all_but_the_first_layer, "not to the end"),
     ("similarities", abs_last, "abs after the sum"),
     ("similarities", ignores_signed, "always abs"),
     ("similarities", keeps_signs, "never abs"),
     ("similarities", neighbours, "step by step"),
+    ("similarities", ignores_correlation, "another correlation"),
+    ("similarities", no_nan, "NaN made 0"),
     ("layers_needed", first_time, "first fall"),
     ("layers_needed", with_nan, "NaN counts"),
     ("layers_needed", by_mean, "mean"),
     ("layers_needed", subtracted_late, "difference of medians"),
+    ("layers_needed", partial(needed, first=1), "never 0"),
+    ("layers_needed", partial(needed, strict=True), "less than the margin"),
+    ("layers_needed", partial(needed, lower=True), "lower median"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "answer", "mistake"), WRONG, ids=[answer.__name__ for _, answer, _ in WRONG]
+    ("name", "answer", "mistake"), WRONG, ids=[f"{name}: {mistake}" for name, _, mistake in WRONG]
 )
 def test_a_wrong_answer_gets_its_hint(name: str, answer: Callable[..., Any], mistake: str) -> None:
     assert hint_of(name, answer) == hint(name, mistake)
@@ -561,19 +676,39 @@ def test_a_wrong_answer_gets_its_hint(name: str, answer: Callable[..., Any], mis
     [
         ("rank_correlation", from_scipy, "write this function yourself"),
         ("edges", from_ndimage, "write this function yourself"),
-        ("edges", with_a_channel, "without a channel"),
+        ("edges", divided_by_its_edge, "do not divide by it"),
         ("randomized", in_training, "keeps the mode"),
         ("cascade", names_alone, "list of names"),
-        ("cascade", spoils_the_list, "makes a new list"),
-        ("cascade", spoils_the_model, "only the copies"),
+        ("cascade", spoils_the_list, "works in place"),
+        ("cascade", spoils_the_model, "change a copy"),
         ("similarities", always_sums, "without channels"),
         ("similarities", whole_batch, "go through|drop the signs"),
-        ("similarities", in_place_abs, "abs_"),
+        ("similarities", in_place_abs, "works in place"),
         ("layers_needed", as_words, "whole number"),
     ],
 )
 def test_other_wrong_answers(name: str, answer: Callable[..., Any], words: str) -> None:
     assert any(part in hint_of(name, answer) for part in words.split("|"))
+
+
+def changed(answer: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda **case: change(answer(**case))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("rank_correlation", changed(by_comparison, lambda rho: rho**3), "the three steps"),
+        ("edges", changed(by_slicing, lambda maps: maps**3), "the steps are"),
+        ("cascade", changed(by_longer_lists, lambda maps: 2 * maps), "one map of the model"),
+        ("similarities", changed(by_one_image, lambda table: table**3), "drop the signs or not"),
+        ("layers_needed", changed(needed, lambda k: k and k + 2), "find from where on"),
+    ],
+)
+def test_an_error_of_no_known_kind_gets_the_general_hint(
+    name: str, answer: Callable[..., Any], words: str
+) -> None:
+    assert words in hint_of(name, answer)
 
 
 # constants, remembered answers, and the library's own functions

@@ -62,16 +62,24 @@ def turned_by_comprehension(classifier: Classifier, films: Radiographs, part: st
     return float(1 - np.mean(after)) if chosen else float("nan")
 
 
-RIGHT: dict[str, Callable[..., Any]] = {
-    "performance": performance_by_counting,
-    "effect": effect_in_one_batch,
-    "turned": turned_by_comprehension,
-}
+def effect_by_the_text(classifier: Classifier, film: Radiograph, part: str) -> float:
+    """0 without a look where the film does not show the part."""
+    if part not in film.parts:
+        return 0.0
+    return float(effect_in_one_batch(classifier, film, part))
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_another_manner_is_accepted(name: str) -> None:
-    check(f"hw06.{name}", RIGHT[name])
+RIGHT: list[tuple[str, Callable[..., Any]]] = [
+    ("performance", performance_by_counting),
+    ("effect", effect_in_one_batch),
+    ("effect", effect_by_the_text),
+    ("turned", turned_by_comprehension),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[answer.__name__ for _, answer in RIGHT])
+def test_another_manner_is_accepted(name: str, answer: Callable[..., Any]) -> None:
+    check(f"hw06.{name}", answer, seed=1)
 
 
 def test_a_verdict_may_be_worked_out() -> None:
@@ -118,18 +126,62 @@ def without_asking_for_the_part(classifier: Classifier, films: Radiographs, part
         hw06.margin(classifier, radiographs.render(films.radiograph(int(i)).spec.without(part)))
         for i in np.flatnonzero(called)
     ]
-    return float(np.mean(np.array(margins) <= 0))
+    return float(np.mean(np.array(margins) <= 0)) if margins else float("nan")
+
+
+def no_film_no_turn(classifier: Classifier, films: Radiographs, part: str) -> float:
+    share = turned_by_comprehension(classifier, films, part)
+    return share if share == share else 0.0
+
+
+def divided(classifier: Classifier, films: Radiographs, part: str) -> float:
+    some = map(films.radiograph, range(len(films)))
+    ill = [f for f in some if part in f.parts and hw06.margin(classifier, f) > 0]
+    still = [
+        f for f in ill if hw06.margin(classifier, radiographs.render(f.spec.without(part))) > 0
+    ]
+    return (len(ill) - len(still)) / len(ill)
+
+
+def those_that_become_ill(classifier: Classifier, films: Radiographs, part: str) -> float:
+    some = map(films.radiograph, range(len(films)))
+    healthy = [f for f in some if part in f.parts and hw06.margin(classifier, f) <= 0]
+    without = [radiographs.render(f.spec.without(part)) for f in healthy]
+    ill = [f for f in without if hw06.margin(classifier, f) > 0]
+    return len(ill) / len(healthy) if healthy else float("nan")
+
+
+def black_patch(classifier: Classifier, film: Radiograph, part: str) -> float:
+    picture = film.image.copy()
+    picture[film.parts.get(part, np.zeros(picture.shape[:2], bool))] = 0
+    return hw06.margin(classifier, film) - hw06.margin(classifier, replace(film, image=picture))
+
+
+def of_all_films(classifier: Classifier, films: Radiographs) -> dict[str, float]:
+    ill, truth = answers(classifier, films), films.draw()[1].numpy() == 1
+    return {
+        "accuracy": float((ill == truth).mean()),
+        "sensitivity": float((ill & truth).mean()),
+        "specificity": float((~ill & ~truth).mean()),
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "answer", "hint"),
     [
+        ("effect", lambda **case: 2 * effect_in_one_batch(**case), "a difference of two margins"),
+        ("turned", lambda **case: turned_by_comprehension(**case) / 2, "two conditions choose"),
+        ("performance", of_all_films, "by the number of all films"),
+        ("effect", black_patch, "black means air"),
+        ("turned", no_film_no_turn, "nothing to take a share of"),
+        ("turned", divided, "may be 0"),
+        ("turned", those_that_become_ill, "the other direction"),
         ("performance", always_well, "do not change with the model"),
         ("performance", lambda **_: (0.9, 0.9, 0.9), "return a dict with the keys"),
         ("effect", of_the_first_model, "difference of two margins"),
         ("effect", effect_on_probability_in_percent, "a probability near 0 or 1"),
         ("effect", lambda **_: None, "does the function end with return"),
-        ("turned", never, "is the film drawn again"),
+        ("turned", never, "Is the film drawn again"),
         ("turned", without_asking_for_the_part, "two conditions choose the films"),
         ("verdict", lambda: {"cheats": "C", "by": "catheter"}, "is the name of something"),
         ("verdict", lambda: ("A", "catheter"), "is the name of something"),

@@ -2,9 +2,10 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,43 @@ from course_utils import models
 from course_utils.networks import Classifier
 from course_utils.worlds import scenes
 
+Made = TypeVar("Made", bound=Callable[..., Any])
+Option = TypeVar("Option")
+
+
+# Of the check that runs: it moves all that is drawn here, so that no result can be remembered.
+_SEED = ContextVar("seed", default=0)
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Inside, all that this module draws is another with another seed; 0 is what students see."""
+    token = _SEED.set(seed)
+    try:
+        yield
+    finally:
+        _SEED.reset(token)
+
+
+def moved(seed: int) -> int:
+    """A seed that depends on that of the check, too."""
+    return seed + 1_000_003 * _SEED.get()
+
+
+def once(function: Made) -> Made:
+    """`functools.cache`, but anew for each seed of a check."""
+    kept = functools.cache(lambda _, *args: function(*args))
+    return cast(Made, functools.wraps(function)(lambda *args: kept(_SEED.get(), *args)))
+
+
+def chosen(*options: Option) -> Option:
+    """One of these, by the seed of the check; students get the first one."""
+    return options[_SEED.get() % len(options)]
+
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU that starts from this seed."""
-    return torch.Generator().manual_seed(seed)
+    """A generator on the CPU that starts from this seed, which the check's seed moves."""
+    return torch.Generator().manual_seed(moved(seed))
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -51,7 +85,7 @@ def classes(*labels: str) -> Tensor:
 def global_seed(seed: int) -> Iterator[None]:
     """Inside, torch's global generator starts from this seed; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(moved(seed))
         yield
 
 
@@ -111,10 +145,17 @@ def pooled() -> nn.Module:
         model = Pooled().eval()
         nn.init.normal_(model.classifier.bias)
         nn.init.normal_(model.classifier.weight)
+    return with_gradients(model)
+
+
+def with_gradients(model: nn.Module) -> nn.Module:
+    """The model, in whose .grad there is something already, as in the middle of a training."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
     return model
 
 
-@functools.cache
+@once
 def unpooled() -> nn.Module:
     """(N, 3, 12, 20) → (N, 5), with in-place ReLUs; the linear layer sees each place."""
     with global_seed(2):
@@ -132,7 +173,7 @@ def unpooled() -> nn.Module:
         for statistic in model.buffers():
             if statistic.is_floating_point():
                 nn.init.uniform_(statistic, 0.2, 0.6)
-    return model.eval()
+    return with_gradients(model.eval())
 
 
 def plain(channels: int, classes: int) -> nn.Module:
@@ -173,7 +214,7 @@ def nested(classes: int, width: int, seed: int) -> nn.Module:
     return model.eval()
 
 
-@functools.cache
+@once
 def double(kind: type[nn.Module], *sizes: Any) -> nn.Module:
     """A network of that kind in float64, random but always the same."""
     with global_seed(5):

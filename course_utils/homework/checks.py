@@ -9,36 +9,26 @@ The module hwNN has the exercises of homework NN, and of each exercise three thi
                       does not
 """
 
-import copy
 import difflib
 import functools
 import importlib
 import sys
+import sysconfig
+import threading
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Answer = Callable[..., Any]
-Case = Mapping[str, Any]  # the keyword arguments of one call
+from course_utils.homework.cases import drawn_from
+from course_utils.homework.guard import Answer, Case, Wrong, guarded, isolated
+
 Mistakes = Mapping[str, tuple[Mapping[str, Any] | Answer, str]]  # {name: (what is changed, hint)}
-
-
-class Wrong(AssertionError):
-    """What does not hold, and a hint; a notebook shows these two lines in place of a traceback."""
-
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(f"{what}\nHint: {hint}")
-        self.what, self.hint = what, hint
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"✗ {self.what}", f"  Hint: {self.hint}"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +49,7 @@ class Exercise:
     answer: Answer
     mistakes: Mapping[str, Mistake]
     forbidden: tuple[str, ...] = ()
+    moves: tuple[str, ...] = ()
 
     def hint(self, mistake: str) -> str:
         """The hint that this mistake gets."""
@@ -70,13 +61,18 @@ EXERCISES: dict[str, Exercise] = {}
 
 
 def exercise(
-    name: str, answer: Answer, mistakes: Mistakes, *, forbidden: tuple[str, ...] = ()
+    name: str,
+    answer: Answer,
+    mistakes: Mistakes,
+    *,
+    forbidden: tuple[str, ...] = (),
+    moves: tuple[str, ...] = (),
 ) -> Callable[[Check], Check]:
     """Enter a check into EXERCISES.
 
     mistakes: {name: (changes, hint)}. The wrong answer is `answer` with the keyword arguments of
     `changes`, or where that is a function, the function itself. forbidden: modules; an answer that
-    calls what is defined in one of them is refused.
+    calls what is defined in one of them is refused. moves: as in `guarded`.
     """
 
     def enter(function: Check) -> Check:
@@ -84,7 +80,7 @@ def exercise(
             mistake: Mistake(mistake, _changed(answer, changes), hint)
             for mistake, (changes, hint) in mistakes.items()
         }
-        EXERCISES[name] = Exercise(name, function, answer, known, forbidden)
+        EXERCISES[name] = Exercise(name, function, answer, known, forbidden, moves)
         return function
 
     return enter
@@ -94,12 +90,12 @@ def _changed(answer: Answer, changes: Mapping[str, Any] | Answer) -> Answer:
     return functools.partial(answer, **changes) if isinstance(changes, Mapping) else changes
 
 
-def check(name: str, answer: Answer) -> None:
+def check(name: str, answer: Answer, *, seed: int = 0) -> None:
     """Print what holds of an answer to a homework, and stop at the first thing that does not.
 
     name: the exercise, such as "hw02.grad_cam"; answer: the function that was written for it.
-    Raises NotImplementedError where nothing is written yet, `Wrong` with a hint where something
-    does not hold, and whatever the answer itself raises.
+    seed: of what the answer is tried on. Raises NotImplementedError where nothing is written yet,
+    `Wrong` with a hint where something does not hold, and whatever the answer itself raises.
     """
     found = find(name)
     if not callable(answer):
@@ -107,9 +103,29 @@ def check(name: str, answer: Answer) -> None:
             f"answer must be the function itself, as in "
             f'check("{name}", {name.rpartition(".")[2]}), not {type(answer).__name__}'
         )
-    for holds in found.check(_watched(answer, found), found):
-        print(f"✓ {holds}")
+    with drawn_from(seed):
+        try:
+            asked = guarded(_watched(answer, found), moves=found.moves)
+            for holds in found.check(asked, found):
+                print(f"✓ {holds}")
+        except (Wrong, NotImplementedError):
+            raise
+        except Exception as error:
+            if _is_ours(error):
+                raise Wrong(f"what came back cannot be used: {error}", UNUSABLE) from error
+            raise
     print(f"{name}: all of it holds.")
+
+
+UNUSABLE = "is it of the kind, the type and the shape that the text of the exercise asks for?"
+LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error came from a check, and not from what a student has written."""
+    ours = str(Path(__file__).parents[1])
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return all(file.startswith((ours, "<frozen", *LIBRARY)) for file in files)
 
 
 def find(name: str) -> Exercise:
@@ -128,9 +144,9 @@ def _watched(answer: Answer, exercise: Exercise) -> Answer:
     """The answer; called, it raises `Wrong` if any function of a forbidden module ran meanwhile.
 
     A profile function sees each call of a Python function and looks at the module in which that
-    function was defined, so that it does not matter how the answer imported it. The exercise's own
-    answer and the functions of its mistakes are refused too, except where one of the mistakes is
-    what is checked.
+    function was defined, so that it does not matter how the answer imported it, nor in which
+    thread it ran. The exercise's own answer and the functions of its mistakes are refused too,
+    except where one of the mistakes is what is checked.
     """
     prefixes = tuple(f"{module}." for module in exercise.forbidden)
     mistaken = [mistake.answer for mistake in exercise.mistakes.values()]
@@ -138,27 +154,64 @@ def _watched(answer: Answer, exercise: Exercise) -> Answer:
     codes = {getattr(_inner(function), "__code__", None) for function in own}
 
     @functools.wraps(answer)
-    def watched(*args: Any, **options: Any) -> Any:
+    def watched(**case: Any) -> Any:
         calls: list[str] = []
 
-        def note(frame: types.FrameType, event: str, _: object) -> None:
+        def note(frame: types.FrameType, event: str, called: object) -> None:
             module = str(frame.f_globals.get("__name__", ""))
             if event == "call" and (f"{module}.".startswith(prefixes) or frame.f_code in codes):
                 calls.append(f"{module}.{frame.f_code.co_qualname}")
+            elif called is sys.setprofile and frame.f_code is not here:
+                calls.append("sys.setprofile")
 
-        before = sys.getprofile()
+        before, functions, here = sys.getprofile(), _functions(), sys._getframe().f_code
+        threading.setprofile(note)
         sys.setprofile(note)
         try:
-            result = answer(*args, **options)
+            result = answer(**case)
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:
+                raise
+            raise Wrong(f"the call fails: {error}", KEEP_NAMES) from None  # nothing of it ran
         finally:
             sys.setprofile(before if callable(before) else None)  # a profiler in C is no function
+            threading.setprofile(None)
+            replaced = _put_back(functions)
+        if replaced:
+            raise Wrong(f"the answer replaces {replaced[0]}", OTHERS_FUNCTION)
         if calls:
-            raise Wrong(
-                f"the answer calls {calls[0]}", "the exercise is to write this function yourself."
-            )
+            raise Wrong(f"the answer calls {calls[0]}", WRITE_IT)
         return result
 
     return watched
+
+
+KEEP_NAMES = "keep the names of the arguments as the exercise has them."
+WRITE_IT = "the exercise is to write this function yourself."
+OTHERS_FUNCTION = "that function is others', too: write one of your own, under its own name."
+
+
+def _functions() -> list[tuple[Any, dict[str, Any]]]:
+    """Modules and classes whose functions the checks rely on, each with all that is in it."""
+    course = [sys.modules[name] for name in sorted(sys.modules) if name.startswith("course_utils")]
+    compared = {"allclose": torch.allclose, "equal": torch.equal}
+    return [(torch, compared), *((holder, dict(vars(holder))) for holder in (*course, Tensor))]
+
+
+def _put_back(functions: list[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """Give modules and classes back their functions; the names of those that were replaced."""
+    replaced = []
+    for holder, before in functions:
+        now = vars(holder)
+        for name, function in before.items():
+            if callable(function) and now.get(name) is not function:
+                setattr(holder, name, function)
+                replaced.append(f"{holder.__name__}.{name}")
+        if isinstance(holder, type):
+            for name in (now.keys() - before.keys()) & set(dir(holder.__base__)):
+                delattr(holder, name)
+                replaced.append(f"{holder.__name__}.{name}")
+    return replaced
 
 
 def _inner(function: Answer) -> Answer:
@@ -189,12 +242,12 @@ def compare(
     """
 
     def results(function: Answer) -> list[Tensor]:
-        return [tensor_of(function(**case), what) for case in cases]
+        return [tensor_of(of(function)(**case), what) for case in cases]
 
     def same(one: Tensor, result: object) -> bool:
         return _same(one, tensor_of(result, what), tolerance)
 
-    got, wanted = results(of(answer)), results(of(reference or exercise.answer))
+    got, wanted = results(answer), results(isolated(reference or exercise.answer))
     for g, w in zip(got, wanted, strict=True):
         if not same(g, w):
             hint = explain(got, exercise, cases, same=same, of=of, hint=hint)
@@ -211,11 +264,15 @@ def explain(
     of: Callable[[Answer], Answer] = lambda function: function,
 ) -> str:
     """The hint of the exercise's mistake that gives the same as was got on all cases, or `hint`."""
-    for mistake in exercise.mistakes.values():
-        mistaken = of(mistake.answer)
-        if all(same(one, mistaken(**case)) for one, case in zip(got, cases, strict=True)):
-            return mistake.hint
-    return hint
+
+    def is_it(mistake: Mistake) -> bool:
+        mistaken = of(isolated(mistake.answer))
+        try:
+            return all(same(one, mistaken(**case)) for one, case in zip(got, cases, strict=True))
+        except Wrong:  # this mistake never comes to a result
+            return False
+
+    return next((m.hint for m in exercise.mistakes.values() if is_it(m)), hint)
 
 
 def tensor_of(result: object, what: str) -> Tensor:
@@ -268,67 +325,10 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def _difference(one: Tensor, other: Tensor, what: str) -> str:
     if one.shape != other.shape:
         return f"{what} is {tuple(one.shape)}, wanted is {tuple(other.shape)}"
-    away = float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
-    return f"{what} is off by up to {away:.0%} of its largest value"
-
-
-# What an answer must not change ---------------------------------------------------------------
-
-HOOKS_LEFT = "remove each hook when you are done, also after an error: try … finally."
-MODE_LEFT = "the model came in one mode and went in another; remember its mode and give it back."
-GRADIENTS_LEFT = "torch.autograd.grad gives a gradient without writing it into .grad."
-
-
-@contextmanager
-def untouched(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Raise `Wrong` where what was done inside left something on the model or the images."""
-    before, pixels = _state(model), images.clone()
-    yield
-    after = _state(model)
-    for key, what, hint in (
-        ("hooks", "a hook is left on the model", HOOKS_LEFT),
-        ("modes", "the model's mode has changed", MODE_LEFT),
-        ("gradients", "a gradient is left in .grad of the model", GRADIENTS_LEFT),
-        ("flags", "requires_grad of the model's parameters has changed", "give each flag back."),
-    ):
-        if before[key] != after[key]:
-            raise Wrong(what, hint)
-    if images.grad is not None or not torch.equal(images.detach(), pixels.detach()):
-        raise Wrong("the images have changed", "work on images.clone() or images.detach().")
-
-
-def unchanged(answer: Answer) -> Answer:
-    """The answer; called, it raises `Wrong` if model or images are not left as they came."""
-
-    @functools.wraps(answer)
-    def guarded(model: nn.Module, images: Tensor, **options: Any) -> Any:
-        with untouched(model, images):
-            return answer(model=model, images=images, **options)
-
-    return guarded
-
-
-def kept(answer: Answer, name: str, hint: str) -> Answer:
-    """The answer; called, it raises `Wrong` if it changes its argument of this name."""
-
-    @functools.wraps(answer)
-    def guarded(**case: Any) -> Any:
-        before = copy.deepcopy(case[name])
-        result = answer(**case)
-        if not np.array_equal(before, case[name]):
-            raise Wrong(f"the argument {name} has changed", hint)
-        return result
-
-    return guarded
-
-
-def _state(model: nn.Module) -> dict[str, list[Any]]:
-    """What a function could leave on a model."""
-    modules, parameters = list(model.modules()), list(model.parameters())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "hooks": [len(getattr(module, name)) for module in modules for name in hooks],
-        "modes": [module.training for module in modules],
-        "gradients": [parameter.grad is not None for parameter in parameters],
-        "flags": [parameter.requires_grad for parameter in parameters],
-    }
+    if not one.isfinite().all():
+        return f"{what} holds NaN or infinity"
+    off, largest = float((one - other).abs().max()), float(other.abs().max())
+    share = off / largest if largest else float("inf")
+    if share > 10:
+        return f"{what} is far off: {off:.1e}, where its largest value is {largest:.1e}"
+    return f"{what} is off by up to {max(share, 0.001):.1%} of its largest value"

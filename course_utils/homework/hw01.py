@@ -1,6 +1,6 @@
 """Homework 01: the method matrix, and four maps of a photo of one's own."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from copy import deepcopy
 from typing import Any
 
@@ -13,18 +13,20 @@ from torch.nn import functional as F
 from course_utils import images, layers
 from course_utils.homework import cases
 from course_utils.homework.checks import (
-    GRADIENTS_LEFT,
-    HOOKS_LEFT,
-    Answer,
     Exercise,
     Mistakes,
-    Wrong,
     compare,
     exercise,
     explain,
-    kept,
     tensor_of,
-    unchanged,
+)
+from course_utils.homework.guard import (
+    GRADIENTS_LEFT,
+    HOOKS_LEFT,
+    NEEDS_GRADIENT,
+    ON_THE_GRAPH,
+    Answer,
+    Wrong,
 )
 from course_utils.methods import METHODS, cam, gradients
 from course_utils.worlds import scenes
@@ -140,9 +142,6 @@ def check_matrix(answer: Answer, known: Exercise) -> Iterator[str]:
         yield f"the words on the {what} are right"
 
 
-OWN_COPY = "work on a copy: a = a / b, not a /= b."
-
-
 # A photo becomes the network's input ----------------------------------------------------------
 
 
@@ -157,7 +156,7 @@ def prepare(
     mix: bool = False,
     flip: bool = False,
     turn: bool = False,
-    scale: float = 255.0,
+    scale: float | None = 255.0,
     normal: str = "mean and std",
     fixed: bool = False,
     double: bool = False,
@@ -179,7 +178,8 @@ def prepare(
         "stretched": (size, size),
         "cut": (height, width),
     }[fit]
-    x = F.interpolate(x, wide, mode="bilinear", align_corners=False, antialias=True) / scale
+    x = F.interpolate(x, wide, mode="bilinear", align_corners=False, antialias=True)
+    x = x / (scale or x.amax().clamp(min=1))
     x = x[:, :, :size, :size] if corner else center_crop(x, [size, size])
     mean, std = (0.5, 0.25) if fixed else (mean, std)
     m, s = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
@@ -215,6 +215,15 @@ PREPARE: Mistakes = {
     ),
     "blue first": ({"flip": True}, "red and blue have changed places."),
     "bytes": ({"scale": 1.0}, "mean and std are of pixels from 0 to 1; which range do yours have?"),
+    "256": (
+        {"scale": 256.0},
+        "the numbers are a little too small: the largest byte is 255, and it must become 1.",
+    ),
+    "own maximum": (
+        {"scale": None},
+        "each photo is divided by its own brightest pixel, so that a dark photo looks like a "
+        "bright one. White is 255, in every photo.",
+    ),
     "not normalised": (
         {"normal": "none"},
         "the numbers are still those of pixels; the network was trained on others.",
@@ -237,13 +246,18 @@ PREPARE: Mistakes = {
 
 
 def _pictures() -> list[dict[str, Any]]:
-    """Smooth pictures: how exactly one resizes does not show in them, where and what does."""
+    """Smooth pictures: how exactly one resizes does not show in them, where and what does.
+
+    The second one is dark. In the last one, of one colour, nothing shows but that.
+    """
     pictures = []
-    for seed, (height, width, size) in enumerate([(120, 300, 64), (210, 90, 48), (40, 50, 64)]):
-        draw = np.random.default_rng(seed)
+    shapes = [(120, 300, 64), (210, 90, 48), (40, 50, 64), (30, 50, 40)]
+    for seed, (height, width, size) in enumerate(shapes):
+        draw = np.random.default_rng(cases.moved(seed))
         x, y = np.linspace(-1, 1, width)[:, None], np.linspace(-1, 1, height)[:, None, None]
         slopes = draw.uniform(40, 80, (2, 3)) * draw.choice([-1, 1], (2, 3))
         pixels = 128 + slopes[0] * x + slopes[1] * y
+        pixels = [pixels, pixels / 2, pixels, draw.uniform(180, 240, 3) + 0 * pixels][seed]
         mean, std = draw.uniform(0.3, 0.6, 3).tolist(), draw.uniform(0.2, 0.3, 3).tolist()
         picture = np.rint(pixels.clip(0, 255)).astype(np.uint8)
         pictures.append({"picture": picture, "size": size, "mean": mean, "std": std})
@@ -257,23 +271,23 @@ def _reference(picture: NDArray[np.uint8], size: int, mean: Any, std: Any) -> Te
 
 @exercise("hw01.prepare", prepare, PREPARE, forbidden=("course_utils.images",))
 def check_prepare(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Three smooth pictures, against the library's own steps."""
-    pictures = _pictures()
-    answer = kept(answer, "picture", OWN_COPY)
-    compare(
-        answer,
-        known,
-        pictures,
-        reference=_reference,
-        what="the input",
-        hint="the steps are: short side to size, square from the middle, 0 to 1, (x − mean) / std; "
-        "look at shape, min and max after each.",
-        tolerance=0.05,
-    )
-    yield "a wide, a high and a small picture become what the network was trained on"
+    """Smooth pictures, and a plain one, against the library's own steps."""
+    *pictures, plain = _pictures()
+    for some, tolerance in ((pictures, 0.05), ([plain], 0.002)):
+        compare(
+            answer,
+            known,
+            some,
+            reference=_reference,
+            what="the input",
+            hint="the steps are: short side to size, square from the middle, 0 to 1, "
+            "(x − mean) / std; look at shape, min and max after each.",
+            tolerance=tolerance,
+        )
+    yield "a wide, a high, a small and a plain picture become what the network was trained on"
     if any(answer(**case).dtype != torch.float32 for case in pictures):
         raise Wrong("the input is not of type float32", known.hint("double"))
-    yield "the type fits, and the picture is as it was"
+    yield "the type fits"
 
 
 # Networks and images --------------------------------------------------------------------------
@@ -285,12 +299,13 @@ def last_linear(model: nn.Module) -> nn.Linear:
 
 
 def _networks() -> list[dict[str, Any]]:
-    """Two networks, new for each check, and images of each; not all targets are the answers.
+    """Two networks, and images of each; not all targets are the answers.
 
     The numbers of pixels, 1701 and 5301, make the 0.99 quantile the value of one pixel.
     """
     shipped = cases.shipped()
-    shown = [scenes.render(scenes.standard(name), 93).image for name in ("zebra", "football")]
+    names = cases.chosen(("zebra", "football"), ("crow", "umbrella"), ("tiger", "ladybird"))
+    shown = [scenes.render(scenes.standard(name), 93).image for name in names]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (shipped.mean, shipped.std))
     scene = torch.cat([(images.to_tensor(picture[20:77]) - mean) / std for picture in shown])
     return [
@@ -299,8 +314,29 @@ def _networks() -> list[dict[str, Any]]:
             "images": cases.noise(3, 3, 27, 63),
             "target": torch.tensor([2, 6, 4]),
         },
-        {"model": deepcopy(shipped.model), "images": scene, "target": torch.tensor([0, 3])},
+        {"model": shipped.model, "images": scene, "target": torch.tensor([0, 3])},
     ]
+
+
+FIRST = "one class is used for the whole batch; target names one for each image."
+LOSS = (
+    "this is of a loss, as in training. It has the other sign, and a softmax in it; explain the "
+    "logit itself."
+)
+TRAINING = (
+    "BatchNorm has used the mean and variance of this batch, as in training, so that an image's "
+    "map depends on the others. The model comes in eval mode: leave it there."
+)
+CHANNEL_LEFT = "there is an axis of length 1 left, the channel's: a sum without keepdim has none."
+SQUEEZED = (
+    "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
+    "of length 1. Say which one you mean."
+)
+
+
+def _alone(case: dict[str, Any]) -> dict[str, Any]:
+    """The case with its first image only."""
+    return {key: v[:1] if isinstance(v, Tensor) else v for key, v in case.items()}
 
 
 def _at_layers() -> list[dict[str, Any]]:
@@ -322,9 +358,12 @@ def input_x_gradient(
     of: str = "target",
     times: str = "input",
     clean: bool = True,
+    training: bool = False,
+    own: bool = True,
 ) -> Tensor:
     """x · ∂f_c / ∂x, (N, 3, H, W)."""
-    x = images.detach().clone().requires_grad_()
+    model = deepcopy(model).train() if training else model
+    x = (images.detach().clone() if own else images).requires_grad_()
     logits = model(x)
     rows = torch.arange(len(x))
     score = {
@@ -334,6 +373,8 @@ def input_x_gradient(
         "all targets": lambda: logits[:, target].sum(),
         "mean": lambda: logits[rows, target].mean(),
         "all classes": lambda: logits.sum(),
+        "first": lambda: logits[:, target[0]].sum(),
+        "loss": lambda: F.cross_entropy(logits, target),
     }[of]()
     if clean:
         (slope,) = torch.autograd.grad(score, x)
@@ -342,7 +383,8 @@ def input_x_gradient(
         assert x.grad is not None
         slope = x.grad
     return {
-        "input": lambda: images * slope,
+        "input": lambda: images.detach() * slope,
+        "copy": lambda: x * slope,
         "nothing": lambda: slope,
         "magnitude": lambda: (images * slope).abs(),
         "channels": lambda: (images * slope).sum(1),
@@ -377,7 +419,12 @@ INPUT_X_GRADIENT: Mistakes = {
         {"of": "mean"},
         "with more images in the batch the map gets weaker. Which number do you differentiate?",
     ),
+    "first": ({"of": "first"}, FIRST),
+    "loss": ({"of": "loss"}, LOSS),
+    "training": ({"training": True}, TRAINING),
     "backward": ({"clean": False}, GRADIENTS_LEFT),
+    "on the graph": ({"times": "copy"}, ON_THE_GRAPH),
+    "on the images": ({"own": False}, NEEDS_GRADIENT),
 }
 
 
@@ -390,7 +437,7 @@ INPUT_X_GRADIENT: Mistakes = {
 def check_input_x_gradient(answer: Answer, known: Exercise) -> Iterator[str]:
     """The library's, on two networks."""
     compare(
-        unchanged(answer),
+        answer,
         known,
         _networks(),
         reference=gradients.input_x_gradient,
@@ -413,6 +460,7 @@ def to_map(
     limit: str = "quantile",
     clip: bool = True,
     safe: bool = True,
+    finish: Callable[[Tensor], Tensor] = lambda m: m,
 ) -> Tensor:
     """The signed sum over the channels, to −1 … 1 with 0 at 0."""
     a = attribution
@@ -429,7 +477,7 @@ def to_map(
     q = {"largest": 1.0, "fixed": 0.99}.get(limit, quantile)
     top = rows.quantile(q, dim=1)[:, None, None]
     m = m / (torch.where(top > 0, top, 1) if safe else top)
-    return m.clamp(-1, 1) if clip else m
+    return finish(m.clamp(-1, 1) if clip else m)
 
 
 TO_MAP: Mistakes = {
@@ -467,6 +515,8 @@ TO_MAP: Mistakes = {
         "quantile is an argument; another value than 0.99 must have an effect.",
     ),
     "not clipped": ({"clip": False}, "some values are still beyond −1 or 1."),
+    "channel left": ({"finish": lambda m: m[:, None]}, CHANNEL_LEFT),
+    "squeezed": ({"finish": torch.squeeze}, SQUEEZED),
     "zero": ({"safe": False}, "a map may be zero everywhere, and then its limit is zero: 0 / 0."),
 }
 
@@ -477,7 +527,6 @@ def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
     # 73 · 137 = 10,001 pixels: these quantiles are pixels' values, not between two of them.
     noise = cases.noise(3, 3, 73, 137)
     heavy = noise**3 * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1, 1) + 0.1 * noise[:1] ** 2
-    answer = kept(answer, "attribution", OWN_COPY)
     compare(
         answer,
         known,
@@ -485,6 +534,7 @@ def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
             {"attribution": heavy, "quantile": 0.99},
             {"attribution": heavy, "quantile": 0.9},
             {"attribution": noise[:2, :1] - 0.5, "quantile": 0.99},
+            {"attribution": heavy[1:2], "quantile": 0.95},
         ],
         what="the map",
         hint="in this order: sum over the channels; for each image the quantile of the magnitudes; "
@@ -495,7 +545,10 @@ def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
     blank = torch.zeros(1, 3, 5, 7)
     if not torch.equal(tensor_of(answer(attribution=blank), "the map"), blank[:, 0].double()):
         raise Wrong("a map of zeros does not stay a map of zeros", known.hint("zero"))
-    yield "zero stays zero, and the attribution is as it was"
+    beside = torch.cat([torch.zeros(1, 3, 5, 7), cases.noise(1, 3, 5, 7, seed=1)])
+    if not tensor_of(answer(attribution=beside), "the map").isfinite().all():
+        raise Wrong("a map of zeros beside another one gets NaN", known.hint("zero"))
+    yield "zero stays zero"
 
 
 # CAM ------------------------------------------------------------------------------------------
@@ -518,6 +571,7 @@ def class_activation_map(
     with layers.capture(model, layer) as activations, torch.no_grad():
         logits = model(images)
     maps, classes = activations[layer], logits.argmax(1) if weights == "answer" else target
+    classes = target[:1].expand_as(target) if weights == "first" else classes
     w = last_linear(model).weight.detach()[classes][:, :, None, None]
     w = torch.ones_like(w) if weights == "none" else w
     terms = w * maps
@@ -529,6 +583,8 @@ def class_activation_map(
         "bias": lambda: m + last_linear(model).bias.detach()[classes][:, None, None],
         "scaled": lambda: m / m.abs().amax((1, 2), keepdim=True),
         "large": lambda: F.interpolate(m[:, None], images.shape[2:], mode="bilinear")[:, 0],
+        "channel": lambda: m[:, None],
+        "squeezed": lambda: m.squeeze(),
     }[then]()
 
 
@@ -572,6 +628,9 @@ CLASS_ACTIVATION_MAP: Mistakes = {
         "these are the maps of the last convolution. What comes after it in its block? Take what "
         "enters the pooling: the layer that is named.",
     ),
+    "first": ({"weights": "first"}, FIRST),
+    "channel left": ({"then": "channel"}, CHANNEL_LEFT),
+    "squeezed": ({"then": "squeezed"}, SQUEEZED),
     "hook": ({"clean": False}, HOOKS_LEFT),
 }
 
@@ -588,17 +647,17 @@ def _reference_cam(model: nn.Module, images: Tensor, target: Tensor, layer: str)
 )
 def check_class_activation_map(answer: Answer, known: Exercise) -> Iterator[str]:
     """The library's, and mean(CAM) + b."""
-    networks, answer = _at_layers(), unchanged(answer)
+    networks = _at_layers()
     compare(
         answer,
         known,
-        networks,
+        [*networks, _alone(networks[0])],
         reference=_reference_cam,
         what="the map",
         hint="print the shapes: maps (N, K, h, w), the target's weights (N, K), their products "
         "added up over k.",
     )
-    yield "Σ_k w_ck · A_k for every image and its own target, on two networks"
+    yield "Σ_k w_ck · A_k for every image and its own target, on two networks, and for one image"
     for case in networks:
         model, x, target, _ = case.values()
         with torch.no_grad():
@@ -625,6 +684,7 @@ def four_maps(
     layer: str,
     *,
     own: tuple[str, ...] = (),
+    one: bool = False,
     grey: bool = False,
     relu: bool = True,
     steps: int = 32,
@@ -633,6 +693,7 @@ def four_maps(
     large: bool = True,
 ) -> dict[str, Tensor]:
     """Four methods, one class, one way to show."""
+    target = target[:1].expand_as(target) if one else target
     of = {name: None if name in own else target for name in NAMES}
     baseline = 0.0 if grey else baseline
     attributions = (
@@ -660,6 +721,7 @@ FOUR_MAPS: Mistakes = {
         {"own": NAMES},
         "each map explains its image's own answer. What is the argument target for?",
     ),
+    "first": ({"one": True}, FIRST),
     "two classes": (
         {"own": NAMES[2:]},
         "the maps do not explain the same class. A method that is told no target takes the answer.",
@@ -671,6 +733,11 @@ FOUR_MAPS: Mistakes = {
     "one step": (
         {"steps": 1},
         "one gradient is not a path: how many steps does Integrated Gradients take?",
+    ),
+    "more steps": (
+        {"steps": 50},
+        "Integrated Gradients has taken another number of steps; the text asks for the library's "
+        "usual one, which it takes when it is told none.",
     ),
     "no ReLU": ({"relu": False}, "Grad-CAM, as its paper has it, is never negative."),
     "raw": (
@@ -706,24 +773,30 @@ def _maps_of(result: object, case: dict[str, Any], known: Exercise) -> dict[str,
 
 
 def _near(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
-    """Whether two maps are one; Integrated Gradients may have taken some steps more or fewer."""
+    """Whether two maps are one; two ways to take a quantile, or to enlarge, differ a little."""
     if one[name].shape != other[name].shape:
         return False
     off, size = (one[name] - other[name]).abs().mean(), other[name].abs().mean()
-    return bool(off <= size * (0.15 if name == "integrated_gradients" else 0.03))
+    return bool(off <= 0.01 * size)
 
 
 def _all_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(_near(one, other, name) for name in NAMES)
 
 
+@cases.once
+def _asked() -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
+    """The networks from a baseline that is not 0, and the four maps of each."""
+    starts = torch.full((1, 3, 1, 1), 2.0), torch.full((1, 3, 1, 1), -2.0)  # the latter is black
+    asked = [{**case, "baseline": b} for case, b in zip(_at_layers(), starts, strict=True)]
+    return asked, [four_maps(**case) for case in asked]
+
+
 @exercise("hw01.four_maps", four_maps, FOUR_MAPS)
 def check_four_maps(answer: Answer, known: Exercise) -> Iterator[str]:
     """Four maps of two networks, from a baseline that is not 0."""
-    starts = torch.full((1, 3, 1, 1), 2.0), torch.full((1, 3, 1, 1), -2.0)  # the latter is black
-    asked = [{**case, "baseline": b} for case, b in zip(_at_layers(), starts, strict=True)]
-    got = [_maps_of(unchanged(answer)(**case), case, known) for case in asked]
-    wanted = [four_maps(**case) for case in asked]
+    asked, wanted = _asked()
+    got = [_maps_of(answer(**case), case, known) for case in asked]
     yield "four maps as large as the images"
     wrong = [name for name in NAMES if not all(map(_near, got, wanted, (name, name)))]
     if wrong:

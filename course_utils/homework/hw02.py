@@ -1,8 +1,7 @@
 """Homework 02: Grad-CAM and integrated gradients, written from scratch."""
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterator
+from copy import deepcopy as copied
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils import layers
-from course_utils.homework import cases, checks
-from course_utils.homework.checks import Answer, Exercise, Mistakes, Wrong, compare, exercise
+from course_utils.homework import cases
+from course_utils.homework.checks import Exercise, Mistakes, compare, exercise, part
+from course_utils.homework.guard import (
+    GRADIENTS_LEFT,
+    HOOKS_LEFT,
+    NEEDS_GRADIENT,
+    ON_THE_GRAPH,
+    Answer,
+    Stumble,
+    Wrong,
+)
 from course_utils.methods import cam, gradients
 from course_utils.worlds import scenes
 
@@ -26,11 +33,19 @@ ROUNDING = 1e-2
 # What the answers are tried on ----------------------------------------------------------------
 
 
-@functools.cache
+def _labels() -> tuple[str, str, str]:
+    """What is in the scenes: a thing in front, the one behind it, and one alone."""
+    return cases.chosen(
+        ("football", "tiger", "crow"), ("crow", "umbrella", "zebra"), ("cow", "zebra", "football")
+    )
+
+
+@cases.once
 def _scenes() -> Tensor:
-    """A football before a tiger, and a crow, in model space; at half their size, to be quick."""
-    tiger = {"companion": "tiger", "companion_size": 0.55}
-    specs = scenes.standard("football", size=0.5, x=0.72, **tiger), scenes.standard("crow")
+    """Two things, and one thing, in model space; at half their size, to be quick."""
+    front, behind, alone = _labels()
+    both = {"size": 0.5, "x": 0.72, "companion": behind, "companion_size": 0.55}
+    specs = scenes.standard(front, **both), scenes.standard(alone)
     return F.avg_pool2d(cases.inputs(*specs), 2)
 
 
@@ -40,7 +55,7 @@ def _networks() -> list[dict[str, Any]]:
         {
             "model": cases.shipped().model,
             "images": _scenes().clone(),
-            "target": cases.classes("tiger", "crow"),
+            "target": cases.classes(*_labels()[1:]),
         },
         {
             "model": cases.unpooled(),
@@ -91,6 +106,10 @@ def maps_and_slopes(
     entering: bool = False,
     backward: bool = False,
     divide: bool = False,
+    training: bool = False,
+    attached: bool = False,
+    exchanged: bool = False,
+    lend: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """A layer's output A and each image's ∂f_c/∂A, by a forward hook: two (N, K, h, w)."""
     kept: list[Tensor] = []
@@ -99,9 +118,10 @@ def maps_and_slopes(
         kept.append(inputs[0] if entering else output)
         return output.clone() if copy else output
 
+    model = copied(model).train() if training else model
     hook = model.get_submodule(layer).register_forward_hook(keep)
     try:
-        x = images.detach().clone().requires_grad_()
+        x = (images.detach().clone() if lend else images).requires_grad_()
         scores = _scores(model(x.clone()), target, of)
     finally:
         if remove:
@@ -110,7 +130,8 @@ def maps_and_slopes(
     if backward:
         total.backward(retain_graph=True)
     (slopes,) = torch.autograd.grad(total, kept[0])
-    return kept[0].detach(), slopes
+    maps = kept[0] if attached else kept[0].detach()
+    return (slopes, maps) if exchanged else (maps, slopes)
 
 
 SOFTMAX = (
@@ -123,16 +144,29 @@ ALL_PAIRS = (
     "its own target's logit, whatever else is in the batch."
 )
 FIRST = "one class is used for the whole batch; `target` names one for each image."
+LOSS = (
+    "this is the gradient of a loss, as in training. It has the other sign, and a softmax in it. "
+    "Explain the logit itself."
+)
+TRAINING = (
+    "BatchNorm has used the mean and variance of this batch, as in training, so that an image's "
+    "result depends on the others. The model comes in eval mode: leave it there."
+)
+CHANNEL_LEFT = (
+    "there is an axis of length 1 left, the channel's. Take it out: [:, 0], or a sum without "
+    "keepdim."
+)
+SQUEEZED = (
+    "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
+    "of length 1. Say which one you mean."
+)
 
 MAPS_AND_SLOPES: Mistakes = {
     "softmax": ({"of": "softmax"}, SOFTMAX),
     "argmax": ({"of": "argmax"}, ARGMAX),
-    "loss": (
-        {"of": "loss"},
-        "this is the gradient of a loss, as in training. It has the other sign, and a softmax in "
-        "it. Explain the logit itself.",
-    ),
+    "loss": ({"of": "loss"}, LOSS),
     "all pairs": ({"of": "all pairs"}, ALL_PAIRS),
+    "training": ({"training": True}, TRAINING),
     "first": ({"of": "first"}, FIRST),
     "every class": (
         {"of": "every class"},
@@ -153,8 +187,14 @@ MAPS_AND_SLOPES: Mistakes = {
         {"entering": True},
         "these are the maps that enter the layer; wanted are those that it puts out.",
     ),
-    "hook left": ({"remove": False}, checks.HOOKS_LEFT),
-    "backward": ({"backward": True}, checks.GRADIENTS_LEFT),
+    "exchanged": (
+        {"exchanged": True},
+        "the two have changed places: first the layer's output, then the gradient.",
+    ),
+    "hook left": ({"remove": False}, HOOKS_LEFT),
+    "backward": ({"backward": True}, GRADIENTS_LEFT),
+    "on the graph": ({"attached": True}, ON_THE_GRAPH),
+    "on the images": ({"lend": False}, NEEDS_GRADIENT),
 }
 
 
@@ -172,44 +212,22 @@ def check_maps_and_slopes(answer: Answer, known: Exercise) -> Iterator[str]:
             answer,
             known,
             asked,
-            of=partial(_one, number),
+            of=part(number, "two tensors", "the function ends with: return maps, slopes."),
             what=what,
             hint="take the layer's output in a forward hook, and of each image the gradient of its "
             "own target's logit with respect to that output.",
             tolerance=ROUNDING,
         )
         yield f"{what} is right at four layers of two networks"
-    yield from _leaves_nothing(answer, asked[0], asked[2])
-    unfit = {**asked[2], "images": cases.noise(2, 3, 16, 16)}
-    with (
-        layers.preserve(unfit["model"]),
-        checks.untouched(unfit["model"], unfit["images"]),
-        contextlib.suppress(RuntimeError, ValueError),  # its last layer takes no other size
-    ):
-        answer(**unfit)
-    yield "nothing stays on the model after an error either"
+    answer(**{**asked[2], "model": nn.Sequential(*asked[2]["model"], _Stumbles()).eval()})
+    yield "nothing stays on the model, after an error either"
 
 
-def _one(number: int, function: Answer) -> Answer:
-    """One of the two tensors that a function gives, and nothing left of it on the model."""
-    of = checks.part(number, "two tensors", "the function ends with: return maps, slopes.")
-    return of(_restoring(function))
+class _Stumbles(nn.Module):
+    """A last layer that raises, to see what an answer leaves behind then."""
 
-
-def _restoring(answer: Answer) -> Answer:
-    """The answer; after each call the model is as it was before it."""
-
-    def restoring(**case: Any) -> Any:
-        with layers.preserve(case["model"]):
-            return answer(**case)
-
-    return restoring
-
-
-def _leaves_nothing(answer: Answer, *asked: dict[str, Any]) -> Iterator[str]:
-    for case in asked:
-        _restoring(checks.unchanged(answer))(**case)
-    yield "the model and the images are left as they came"
+    def forward(self, x: Tensor) -> Tensor:
+        raise Stumble
 
 
 # Grad-CAM --------------------------------------------------------------------------------------
@@ -288,9 +306,13 @@ GRAD_CAM: Mistakes = {
         {"enlarge": True},
         "the map has the images' size. Return it as small as the layer's maps, (N, h, w).",
     ),
+    "channel left": ({"add": lambda weighted: weighted.sum(1, keepdim=True)}, CHANNEL_LEFT),
+    "squeezed": ({"finish": lambda m: m.relu().squeeze()}, SQUEEZED),
     "softmax": ({"of": "softmax"}, SOFTMAX),
     "argmax": ({"of": "argmax"}, ARGMAX),
+    "loss": ({"of": "loss"}, LOSS),
     "all pairs": ({"of": "all pairs"}, ALL_PAIRS),
+    "first": ({"of": "first"}, FIRST),
 }
 
 
@@ -304,7 +326,6 @@ def check_grad_cam(answer: Answer, known: Exercise) -> Iterator[str]:
         known,
         asked,
         reference=partial(cam.grad_cam, upsample=False),
-        of=_restoring,
         what="the map",
         hint="go through the equation again: weights from the gradient, one for each image and "
         "channel; weighted sum over the channels; ReLU.",
@@ -313,11 +334,10 @@ def check_grad_cam(answer: Answer, known: Exercise) -> Iterator[str]:
     yield "the map is right at four layers of two networks, and for an image on its own"
     last = asked[0]
     whole = cam.cam(last["model"], last["images"], last["target"], upsample=False).double()
-    ours = _restoring(answer)(**last).detach().double() * whole[0].numel()
+    ours = answer(**last).double() * whole[0].numel()
     if not torch.allclose(ours, whole.relu(), atol=ROUNDING * float(whole.max())):
         raise Wrong("at the last layer it is not ReLU(CAM) / (h·w)", "compare with lecture 06.")
     yield "at the last layer it is ReLU(CAM) / (h·w)"
-    yield from _leaves_nothing(answer, asked[0], asked[2])
 
 
 # Where a map lies ------------------------------------------------------------------------------
@@ -331,15 +351,19 @@ def share_inside(
     outside: bool = False,
     per_area: bool = False,
     of_mask: bool = False,
+    channel: bool = False,
+    finish: Step = lambda share: share,
     **options: Any,
 ) -> Tensor:
     """Σ_mask M / Σ M of each map, enlarged to its mask's size: (N,)."""
     heat, inside = _enlarged(maps.double(), masks.shape[1:], **options), masks.double()
     inside = 1 - inside if outside else inside
+    if channel:
+        heat, dims = heat[:, None], (2, 3)
     within, total = (heat * inside).sum(dims), heat.sum(dims)
     if of_mask:
         total = inside.sum(dims)
-    share = within / total
+    share = finish(within / total)
     return share / inside.mean(dims) if per_area else share
 
 
@@ -367,6 +391,8 @@ SHARE_INSIDE: Mistakes = {
         {"per_area": True},
         "this is lecture 06's lift, the share over the mask's area. Wanted is the share itself.",
     ),
+    "channel left": ({"channel": True}, CHANNEL_LEFT),
+    "squeezed": ({"finish": torch.squeeze}, SQUEEZED),
 }
 
 
@@ -424,8 +450,10 @@ def integrated_gradients(
     factor: Callable[[Tensor, Tensor], Tensor] = lambda x, start: x - start,
     finish: Step = lambda result: result,
     times: Callable[[int], float] = lambda steps: 1 / steps,
+    training: bool = False,
 ) -> Tensor:
     """(x − x') · the mean gradient at the middles of equal steps: (N, C, H, W)."""
+    model = copied(model).train() if training else model
     total = torch.zeros_like(images)
     for alpha in at(steps):
         x = path(images, baseline, alpha).expand_as(images).detach().clone().requires_grad_()
@@ -448,6 +476,32 @@ INTEGRATED_GRADIENTS: Mistakes = {
         {"at": lambda steps: torch.linspace(0, 1, steps)},
         "your α run from 0 to 1 with both ends: these are m points between which lie only m − 1 "
         "steps. Where are the middles of m equal steps?",
+    ),
+    "one point too many": (
+        {
+            "at": lambda steps: (torch.arange(steps + 1) + 0.5) / (steps + 1),
+            "times": lambda steps: 1 / (steps + 1),
+        },
+        "these are the middles of m + 1 steps; `steps` is how many steps there are, m.",
+    ),
+    "50 steps": (
+        {"at": lambda _: (torch.arange(50) + 0.5) / 50, "times": lambda _: 1 / 50},
+        "this takes 50 steps, whatever `steps` is.",
+    ),
+    "trapezoids": (
+        {
+            "at": lambda steps: torch.cat([torch.arange(steps), torch.arange(steps) + 1]) / steps,
+            "times": lambda steps: 0.5 / steps,
+        },
+        "this is the trapezoid rule, the mean of both ends of each step. It is a good rule, too; "
+        "the midpoint rule is wanted, one gradient in the middle of each step.",
+    ),
+    "all ends": (
+        {
+            "at": lambda steps: torch.linspace(0, 1, steps + 1),
+            "times": lambda steps: 1 / (steps + 1),
+        },
+        "your α are the m + 1 ends of the steps, 0, 1/m … 1. Take the middles of the m steps.",
     ),
     "end only": (
         {"at": lambda steps: torch.ones(steps)},
@@ -497,7 +551,10 @@ INTEGRATED_GRADIENTS: Mistakes = {
         "at every step this explains what the model answers there, which changes along the path. "
         "Explain `target` all the way.",
     ),
+    "loss": ({"of": "loss"}, LOSS),
     "all pairs": ({"of": "all pairs"}, ALL_PAIRS),
+    "first": ({"of": "first"}, FIRST),
+    "training": ({"training": True}, TRAINING),
 }
 
 
@@ -517,13 +574,12 @@ def check_integrated_gradients(answer: Answer, known: Exercise) -> Iterator[str]
             "baseline": _points((3, -1)),
         },
     )
-    polynomial = {"model": _Polynomial(), "steps": 4}
+    polynomial = {"model": _Polynomial().eval(), "steps": 4}
     same = partial(
         compare,
         answer,
         known,
         reference=gradients.integrated_gradients,
-        of=_restoring,
         hint="go through the equation again: points on the straight line from x′ to x, at the "
         "middles of m equal steps; the mean of their gradients; times x − x′.",
     )
@@ -539,7 +595,6 @@ def check_integrated_gradients(answer: Answer, known: Exercise) -> Iterator[str]
     ]
     same(real, what="the attribution", tolerance=ROUNDING)
     yield "it is right on two networks, with one baseline for all images and with one for each"
-    yield from _leaves_nothing(answer, *real)
 
 
 # Completeness ----------------------------------------------------------------------------------
@@ -554,12 +609,14 @@ def completeness_gap(
     *,
     of: str = "logit",
     start: float = 1.0,
+    first: bool = False,
     sign: int = 1,
     reduce: Step = lambda attribution: attribution.sum((1, 2, 3)),
     finish: Step = lambda gap: gap,
     relative: bool = False,
 ) -> Tensor:
     """Σ attribution − (f_c(x) − f_c(x')) of each image, in logits, positive for too much: (N,)."""
+    baseline = baseline[:1] if first else baseline
     with torch.no_grad():
         f = _scores(model(images.clone()), target, of)
         f0 = _scores(model(baseline.expand_as(images).clone()), target, of)
@@ -572,6 +629,14 @@ COMPLETENESS_GAP: Mistakes = {
     "no baseline": (
         {"start": 0.0},
         "the sum is compared with f(x). Completeness is about f(x) − f(x′).",
+    ),
+    "first baseline": (
+        {"first": True},
+        "all images are compared with the first baseline; there may be one for each image.",
+    ),
+    "loss": (
+        {"of": "loss"},
+        "f is a loss here. Attributions are of the target's logit, and add up to logits.",
     ),
     "wrong sign": ({"sign": -1}, "is it f(x) − f(x′) or f(x′) − f(x)?"),
     "upside down": (
@@ -641,9 +706,7 @@ def check_completeness_gap(answer: Answer, known: Exercise) -> Iterator[str]:
         answer,
         known,
         asked,
-        of=_restoring,
         what="the gap",
         hint="Σ attribution − (f(x) − f(x′)), one number an image.",
     )
     yield "the gap is right on two networks, with one baseline for all images and with one for each"
-    yield from _leaves_nothing(answer, *asked)

@@ -5,27 +5,20 @@ try the property.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 from math import comb, factorial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from course_utils.evaluation.axioms import AXIOMS, axioms
 from course_utils.homework import cases
-from course_utils.homework.checks import (
-    Answer,
-    Exercise,
-    Mistakes,
-    Wrong,
-    compare,
-    exercise,
-    unchanged,
-)
+from course_utils.homework.checks import Exercise, Mistakes, compare, exercise
+from course_utils.homework.guard import Answer, Wrong
 from course_utils.methods import METHODS, gradients, perturbation, shapley
 
 LOOKED_UP = ("course_utils.evaluation.axioms",)
@@ -54,110 +47,6 @@ def _gained(model: nn.Module, images: Tensor, target: Tensor, baseline: Tensor) 
     return scores.gather(1, target[:, None])[:, 0]
 
 
-# Each method with what to think about where its axioms are wrong.
-ARGUED = {
-    "absolute_gradient": "absolute_gradient: go through it twice. As a gradient: what can a slope "
-    "at one single point not know? As an absolute value: what becomes of the map when f becomes "
-    "−f?",
-    "integrated_gradients": "integrated_gradients: it is a mean of gradients along a path, times "
-    "a difference. Ask of each axiom whether a mean over a path keeps what every single gradient "
-    "has, and what the path meets that the end point does not.",
-    "occlusion": "occlusion: hide one pixel, then the other one, of a network that needs both, or "
-    "that needs only one of them. What do the differences sum to? And does it matter to occlusion "
-    "how the network is built?",
-    "guided_backprop": "guided_backprop: what it clamps on the way back depends on how f is "
-    "written. Write relu(x) in two ways; then write 0 as their difference, and ask what 0 gets.",
-    "deeplift": "deeplift: each ReLU has a rule of its own, so the wiring counts. Suppose two "
-    "wirings of one function get different maps: what do you know then of the network f − g, which "
-    "is zero everywhere?",
-    "equal_shares": "equal_shares: it knows f(x), f(x') and the number of pixels, and nothing "
-    "else. Which axiom asks for something that these do not say, and which ones ask for nothing "
-    "more?",
-}
-
-
-@functools.cache
-def _measured() -> dict[str, frozenset[str]]:
-    """What each method keeps: ours measured, the library's as its entries claim and tests try."""
-    own = {
-        method.__name__: frozenset(axiom for axiom, found in axioms(method).items() if found.holds)
-        for method in (absolute_gradient, equal_shares)
-    }
-    return {name: own.get(name) or METHODS[name].claims for name in ARGUED}
-
-
-def promises(**turned: Set[str]) -> dict[str, Set[str]]:
-    """The axioms that each method keeps, with these axioms of a method turned round."""
-    return {name: kept ^ turned.get(name, set()) for name, kept in _measured().items()}
-
-
-def _looked_up() -> dict[str, Set[str]]:
-    return {**promises(), **{name: METHODS[name].claims for name in ARGUED if name in METHODS}}
-
-
-ONE_FOR_ALL = "they differ; go through the table column by column, and look for an exception."
-COVERED = "argue first: the entries of METHODS are covered while your table is read."
-WIRING = {"dummy", "implementation invariance", "symmetry"}
-
-PROMISES: Mistakes = {
-    "one for all": (lambda: {name: set(AXIOMS) for name in ARGUED}, ONE_FOR_ALL),
-    "looked up": (_looked_up, COVERED),
-    "absolute values are linear": (
-        {"absolute_gradient": {"linearity"}},
-        ARGUED["absolute_gradient"],
-    ),
-    "IG is a gradient, and so it is blind where the gradient is": (
-        {"integrated_gradients": {"sensitivity"}},
-        ARGUED["integrated_gradients"],
-    ),
-    "what is hidden piece by piece sums to the whole": (
-        {"occlusion": {"completeness"}},
-        ARGUED["occlusion"],
-    ),
-    "Guided Backprop is a gradient": (
-        {"guided_backprop": WIRING | {"linearity"}},
-        ARGUED["guided_backprop"],
-    ),
-    "DeepLIFT is a fast IG": ({"deeplift": WIRING}, ARGUED["deeplift"]),
-    "what is useless keeps nothing but the sum": (
-        {"equal_shares": set(AXIOMS) - {"completeness", "dummy"}},
-        ARGUED["equal_shares"],
-    ),
-}
-
-
-@exercise("hw03.promises", promises, PROMISES, forbidden=(*LOOKED_UP, "course_utils.evaluation"))
-def check_promises(answer: Answer, known: Exercise) -> Iterator[str]:
-    """The argued table."""
-    kept = promises()
-    covered = {name: replace(method, claims=frozenset()) for name, method in METHODS.items()}
-    with patch.dict(METHODS, covered):
-        table = answer()
-    if not isinstance(table, dict) or set(table) != set(ARGUED):
-        came = ", ".join(map(str, table)) if isinstance(table, dict) else type(table).__name__
-        raise Wrong(
-            f"the table holds {came or 'nothing'}",
-            f"return a dictionary with a set of axioms for each of {', '.join(ARGUED)}.",
-        )
-    for name, given in table.items():
-        if isinstance(given, str) or not set(given) <= set(AXIOMS):
-            raise Wrong(
-                f"{name}: {given!r} is no set of axioms", f"the axioms are {', '.join(AXIOMS)}."
-            )
-    if all(not table[name] for name in ARGUED if name in METHODS):
-        raise Wrong("none of the library's methods keeps anything", COVERED)
-    if len(set(map(frozenset, table.values()))) == 1:
-        raise Wrong("all methods have the same axioms", ONE_FOR_ALL)
-    yield "six methods, each with a set of axioms"
-    for name in ARGUED:
-        if set(table[name]) != kept[name]:
-            raise Wrong(f"{name}: not all six are as they are measured", ARGUED[name])
-        yield f"{name}: as measured"
-
-
-# Networks that a student builds ---------------------------------------------------------------
-
-
 class _Of(nn.Module):
     """The network of a formula for the pixels (N, P) of images of one channel."""
 
@@ -171,6 +60,196 @@ class _Of(nn.Module):
 
 def _pixels(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, -1)
+
+
+def _value(f: nn.Module, images: Tensor) -> Tensor:
+    """The first logit (N,)."""
+    with torch.no_grad():
+        return f(images.clone())[:, 0].double()
+
+
+# The networks that prove a promise broken: a formula for the pixels (N, 2), and an image.
+NETWORKS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
+    "flat": (lambda x: 1 - (1 - x[:, 0]).relu(), (2, 0)),
+    "minimum": (lambda x: x[:, 0] - (x[:, 0] - x[:, 1]).relu(), (2, 1)),
+    "difference": (lambda x: x[:, 0] - x[:, 1], (2, 1)),
+    "first": (lambda x: 3 * x[:, 0], (1, 1)),
+    "both": (lambda x: (x.sum(1) - 1).relu(), (1, 1)),
+}
+METHOD: dict[str, Answer] = {
+    "absolute_gradient": absolute_gradient,
+    "integrated_gradients": gradients.integrated_gradients,
+    "occlusion": functools.partial(perturbation.occlusion, window=1, stride=1),
+    "equal_shares": equal_shares,
+}
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """The network of `NETWORKS` that has this name, and its image (1, 1, 1, 2)."""
+    formula, pixels = NETWORKS[name]
+    return _Of(formula), _pixels(*pixels)
+
+
+def shares(method: str, f: nn.Module, image: Tensor) -> list[float]:
+    """What the method gives to each pixel of the image, from the baseline 0."""
+    map_ = METHOD[method](f, image, torch.tensor([0]))
+    return [round(share, 4) + 0.0 for share in map_.sum(1).flatten().tolist()]
+
+
+def refutes(method: str, axiom: str, name: str) -> bool:
+    """Whether the axiom fails for this method on this network, at its image."""
+    f, image = network(name)
+    given, gained = shares(method, f, image), float(_value(f, image) - _value(f, 0 * image))
+    if axiom == "completeness":
+        return abs(sum(given) - gained) > 0.05
+    if axiom == "sensitivity":
+        (differs,) = image.flatten().nonzero(as_tuple=True)
+        return len(differs) == 1 and gained != 0 and given[int(differs[0])] == 0
+    if axiom == "dummy":
+        return any(given[pixel] != 0 and _ignores(f, pixel) for pixel in range(2))
+    if axiom == "linearity":  # with a = −1 and b = 0
+        other = shares(method, _Of(lambda x: -f(x.view(-1, 1, 1, 2))), image)
+        return any(abs(one + two) > 0.05 for one, two in zip(given, other, strict=True))
+    if axiom == "symmetry":
+        noise = cases.noise(50, 1, 1, 2)
+        equal = torch.equal(image, image.flip(3)) and _equal(f, _Of(_swapped(f)), noise)
+        return equal and abs(given[0] - given[1]) > 0.05
+    return False  # one network alone does not refute implementation invariance
+
+
+def _ignores(f: nn.Module, pixel: int) -> bool:
+    one, other = cases.noise(50, 1, 1, 2), cases.noise(50, 1, 1, 2)
+    other[..., pixel] = cases.noise(50, 1, 1, seed=1)
+    return torch.equal(_value(f, one), _value(f, other))
+
+
+def _swapped(f: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: f(x.flip(1).view(-1, 1, 1, 2))
+
+
+@functools.cache
+def _broken() -> dict[str, frozenset[str]]:
+    """What each method breaks: ours measured, the library's as its entries claim and tests try."""
+    own = {
+        name: frozenset(axiom for axiom, found in axioms(METHOD[name]).items() if found.holds)
+        for name in ("absolute_gradient", "equal_shares")
+    }
+    every = frozenset(AXIOMS)
+    return {name: every - (own.get(name) or METHODS[name].claims) for name in METHOD}
+
+
+# What to think about where a promise that is broken is not named.
+MISSED = {
+    ("absolute_gradient", "completeness"): "absolute_gradient: a slope is no difference. Add up "
+    "its map for a network with a slope that is negative somewhere, and compare with f(x) − f(0).",
+    ("absolute_gradient", "sensitivity"): "absolute_gradient: it looks at f at one point alone. "
+    "What can a slope there not know of the way from the baseline?",
+    ("absolute_gradient", "linearity"): "absolute_gradient: a network −f is a f + b g with a = −1 "
+    "and b = 0. What becomes of the map?",
+    ("occlusion", "completeness"): "occlusion: hide one pixel, then the other one, of a network "
+    "that needs both. What do the two differences sum to?",
+    ("equal_shares", "dummy"): "equal_shares: it knows f(x), f(0) and the number of pixels, and "
+    "nothing else. Which axiom asks for something that these do not say?",
+}
+# And where one is named that is kept.
+KEPT = {
+    "absolute_gradient": "what only asks for f near x, such as what f does not depend on, is in "
+    "the gradient, and its absolute value keeps it.",
+    "integrated_gradients": "it is a mean of gradients along a path, times a difference. The path "
+    "meets what the end point does not, and a mean keeps what every single gradient has.",
+    "occlusion": "each difference that it takes is one of f itself, wherever it came from. Which "
+    "axioms ask for nothing more than this?",
+    "equal_shares": "that a map is useless breaks no promise by itself. Which axioms ask for "
+    "nothing but f(x) − f(0), and where all get the same?",
+}
+NO_PROOF = (
+    "compute the map by hand, for this network at its image, and put it into the axiom: does the "
+    "axiom speak of such a network and such an image, and are the two sides different?"
+)
+AN_AXIOM = "first comes the axiom, and then the network. The axioms are"
+A_NAME = (
+    "a verdict alone is no argument: for each broken promise name the network that proves it, "
+    f"one of {', '.join(NETWORKS)}."
+)
+PROOFS = {
+    "absolute_gradient": {
+        "completeness": "difference",
+        "sensitivity": "flat",
+        "linearity": "difference",
+    },
+    "integrated_gradients": {},
+    "occlusion": {"completeness": "minimum"},
+    "equal_shares": {"dummy": "first"},
+}
+
+
+def promises(**others: Any) -> dict[str, Any]:
+    """Of each method the promises that it breaks, each with its proof; or `others`."""
+    return {**PROOFS, **others}
+
+
+def _without(method: str, axiom: str) -> dict[str, Any]:
+    proofs: dict[str, str] = PROOFS[method]
+    return {method: {name: proof for name, proof in proofs.items() if name != axiom}}
+
+
+PROMISES: Mistakes = {
+    **{f"{method} keeps {axiom}": (_without(method, axiom), MISSED[method, axiom])
+       for method, axiom in MISSED},
+    "IG is a gradient, and so it is blind where the gradient is": (
+        {"integrated_gradients": {"sensitivity": "flat"}},
+        KEPT["integrated_gradients"],
+    ),
+    "what is hidden is seen at one point only": (
+        {"occlusion": {"completeness": "minimum", "sensitivity": "flat"}},
+        KEPT["occlusion"],
+    ),
+    "what is useless keeps nothing": (
+        {"equal_shares": {"dummy": "first", "symmetry": "both"}},
+        KEPT["equal_shares"],
+    ),
+    "an absolute value forgets all": (
+        {"absolute_gradient": {**PROOFS["absolute_gradient"], "dummy": "first"}},
+        KEPT["absolute_gradient"],
+    ),
+    "no proof": ({"occlusion": {"completeness": "difference"}}, NO_PROOF),
+    "verdicts only": ({"occlusion": {"completeness"}}, A_NAME),
+}  # fmt: skip
+
+
+@exercise("hw03.promises", promises, PROMISES, forbidden=(*LOOKED_UP, "course_utils.evaluation"))
+def check_promises(answer: Answer, known: Exercise) -> Iterator[str]:
+    """Each broken promise, and whether the network that is named proves it."""
+    table = answer()
+    if not isinstance(table, dict) or set(table) != set(METHOD):
+        came = ", ".join(map(str, table)) if isinstance(table, dict) else type(table).__name__
+        raise Wrong(
+            f"the table holds {came or 'nothing'}",
+            f"return a dictionary with a dictionary for each of {', '.join(METHOD)}.",
+        )
+    for method, proofs in table.items():
+        if not isinstance(proofs, dict):
+            raise Wrong(f"{method}: {proofs!r} is no dictionary", A_NAME)
+        if not set(proofs) <= set(AXIOMS):
+            named = ", ".join(map(str, proofs))
+            raise Wrong(f"{method}: {named}", f"{AN_AXIOM} {', '.join(AXIOMS)}.")
+        if not set(proofs.values()) <= set(NETWORKS):
+            raise Wrong(f"{method}: {', '.join(map(str, proofs.values()))}", A_NAME)
+    yield "four methods, and a network for each promise that one of them breaks"
+    for method, broken in _broken().items():
+        for axiom, name in table[method].items():
+            if axiom not in broken:
+                raise Wrong(f"{method} is said to break {axiom}, and does not", KEPT[method])
+            if not refutes(method, axiom, name):
+                raise Wrong(f"{method} and {axiom}: the network {name} proves nothing", NO_PROOF)
+        for axiom in AXIOMS:
+            if axiom in broken - set(table[method]):
+                count = len(broken - set(table[method]))
+                raise Wrong(f"{method} breaks {count} more of its promises", MISSED[method, axiom])
+        yield f"{method}: " + (f"{len(broken)} broken, and proved" if broken else "nothing broken")
+
+
+# Networks that a student builds ---------------------------------------------------------------
 
 
 def _built(result: Any, networks: int) -> tuple[list[nn.Module], Tensor]:
@@ -206,12 +285,6 @@ def _built(result: Any, networks: int) -> tuple[list[nn.Module], Tensor]:
                 "a batch goes in, and a row of logits an image comes out; f is the first of them.",
             )
     return modules, image.detach()
-
-
-def _value(f: nn.Module, images: Tensor) -> Tensor:
-    """The first logit (N,)."""
-    with torch.no_grad():
-        return f(images.clone())[:, 0].double()
 
 
 def _slope(f: nn.Module, image: Tensor) -> Tensor:
@@ -440,11 +513,14 @@ def shapley_values(
     weight: Callable[[int, int], float] = lambda n, size: 1 / (n * comb(n - 1, size)),
     sizes: slice = slice(None),
     nobody: bool = True,
+    first: int = 0,
+    coalition_of: Callable[[Iterable[int]], Any] = frozenset,
 ) -> Tensor:
     """Σ_S weight · (v(S ∪ i) − v(S)), S of these sizes; without `nobody`, v(∅) is taken for 0."""
 
-    def worth(coalition: frozenset[int]) -> float:
-        return value(coalition) if coalition or nobody else 0.0
+    def worth(members: frozenset[int]) -> float:
+        named = coalition_of(player + first for player in members)
+        return value(named) if members or nobody else 0.0
 
     shares = torch.zeros(players, dtype=torch.float64)
     for i in range(players):
@@ -461,6 +537,12 @@ def _in_one_order(value: Game, players: int) -> Tensor:
     reached = [value(frozenset(range(k))) for k in range(players + 1)]
     return torch.tensor(reached, dtype=torch.float64).diff()
 
+
+FROM_ZERO = "the players are the numbers 0 … n − 1, as range(players) gives them."
+FROZEN = (
+    "a coalition is a frozenset: frozenset(members), or S | {i} where S is one. It can be "
+    "remembered, and a list or a set cannot."
+)
 
 SHAPLEY_VALUES: Mistakes = {
     "last": (
@@ -495,6 +577,8 @@ SHAPLEY_VALUES: Mistakes = {
         {"weight": lambda n, size: factorial(n) / (n * comb(n - 1, size))},
         "you have added up all orders; a mean is that sum divided by the number of orders.",
     ),
+    "players from 1": ({"first": 1}, FROM_ZERO),
+    "lists": ({"coalition_of": list}, FROZEN),
 }
 
 
@@ -536,7 +620,12 @@ def _game(players: int, seed: int) -> Game:
     table = (3 * cases.noise(2**players, seed=seed) + 2).tolist()
 
     def value(coalition: frozenset[int]) -> float:
-        return table[sum(2**player for player in set(coalition))]
+        if not isinstance(coalition, frozenset):
+            raise Wrong(f"value was given {coalition!r}, wanted is a frozenset", FROZEN)
+        if not coalition <= set(range(players)):
+            members = ", ".join(map(str, sorted(coalition, key=str)))
+            raise Wrong(f"value of {players} players was given {members}", FROM_ZERO)
+        return table[sum(2**player for player in coalition)]
 
     return value
 
@@ -553,7 +642,13 @@ def _by_library(value: Game, players: int) -> Tensor:
 
 
 def unfair(
-    model: nn.Module, images: Tensor, target: Tensor, *, greedy: bool = False, batch: bool = False
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    *,
+    greedy: bool = False,
+    batch: bool = False,
+    shuffled: bool = False,
 ) -> Tensor:
     """Pixel by pixel the image takes the baseline's place; each gets what the score gains."""
     maps = torch.zeros_like(images)
@@ -565,6 +660,8 @@ def unfair(
         def gained(now: Tensor, image: Tensor = image, one: Tensor = one) -> Tensor:
             return _gained(model, now.view_as(image)[None], one, 0 * image[None])[0]
 
+        if shuffled:
+            order = torch.randperm(len(order)).tolist()
         if greedy:
             alone = perturbation.occlusion(model, image[None], one, window=1, stride=1)
             order = alone.sum(1).flatten().abs().argsort(descending=True).tolist()
@@ -603,6 +700,10 @@ BREAKS = {
     "batch": "an image's map must not depend on what else is in the batch: each has its own class "
     "in `target`.",
 }
+ANEW = (
+    "the order is drawn anew at each call, so that one image has many maps. Choose one order, the "
+    "same for every image, every network and every call."
+)
 OTHER_PLACE = "whichever pixel it is, the promise holds: yours keeps it for some places only."
 
 
@@ -618,20 +719,25 @@ UNFAIR: Mistakes = {
     "equal shares": (lambda **case: equal_shares(**case), BREAKS["dummy"]),
     "the largest first": ({"greedy": True}, BREAKS["linearity"]),
     "one class for all": ({"batch": True}, BREAKS["batch"]),
+    "an order by chance": ({"shuffled": True}, ANEW),
 }
 
 
 @exercise("hw03.unfair", unfair, UNFAIR)
 def check_unfair(answer: Answer, known: Exercise) -> Iterator[str]:
     """A method that keeps all axioms but symmetry."""
-    guarded = unchanged(answer)
 
     def maps_of(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        return _maps(guarded(model=model, images=images, target=target), images)
+        model = (
+            deepcopy(model).float().eval()
+        )  # the library tries axioms in float64, students do not
+        return _maps(answer(model=model, images=images.float(), target=target), images)
 
     model = cases.plain(2, 4).double()
     images, target = cases.noise(2, 2, 2, 3, seed=3).double(), torch.tensor([3, 1])
-    maps = maps_of(model, images, target)
+    maps, again = (maps_of(model, images, target) for _ in range(2))
+    if not torch.allclose(maps, again, atol=1e-3 * float(maps.abs().max())):
+        raise Wrong("two calls give two different maps of the same images", ANEW)
     alone = [maps_of(model, images[n : n + 1], target[n : n + 1]) for n in range(2)]
     if not torch.allclose(maps, torch.cat(alone), atol=1e-3 * float(maps.abs().max())):
         raise Wrong("two images together get other maps than each alone", BREAKS["batch"])

@@ -3,7 +3,9 @@
 import copy
 import operator
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.homework import cases
-from course_utils.homework.checks import (
-    Answer,
-    Exercise,
-    Mistakes,
-    Wrong,
-    compare,
-    exercise,
-    explain,
-    kept,
-    tensor_of,
-    unchanged,
-)
+from course_utils.homework.checks import Exercise, Mistakes, compare, exercise, explain, tensor_of
+from course_utils.homework.guard import ITSELF, RESEEDED, SHARED, Answer, Wrong
 from course_utils.methods import cam, gradients
 
 SANITY = ("course_utils.evaluation.sanity",)
@@ -39,6 +31,7 @@ def _ranks(row: np.ndarray, how: str) -> np.ndarray:
     return {
         "average": lambda: (smaller + not_larger + 1) / 2,
         "min": lambda: smaller + 1.0,
+        "max": lambda: not_larger + 0.0,
         "dense": lambda: np.unique(row, return_inverse=True)[1] + 1.0,
         "ordinal": lambda: row.argsort(kind="stable").argsort() + 1.0,
         "order": lambda: row.argsort(kind="stable") + 1.0,
@@ -55,6 +48,7 @@ def rank_correlation(
     unsigned: bool = False,
     short: bool = False,
     constant: float = np.nan,
+    finish: Callable[[Tensor], Tensor] = lambda rho: rho,
 ) -> Tensor:
     """Spearman's ρ of each image's two maps: two (N, H, W) → (N,)."""
     rows = [maps.detach().double().flatten(1).numpy() for maps in (a, b)]
@@ -71,7 +65,7 @@ def rank_correlation(
         size = np.sqrt((one**2).sum(1) * (other**2).sum(1))
         rho = (one * other).sum(1) / np.where(size > 0, size, 1)
     flat = np.any([np.ptp(values, axis=1) == 0 for values in rows], axis=0)
-    return torch.from_numpy(np.where(flat, constant, rho)).expand(len(a))
+    return finish(torch.from_numpy(np.where(flat, constant, rho)).expand(len(a)))
 
 
 RANK_CORRELATION: Mistakes = {
@@ -99,6 +93,10 @@ RANK_CORRELATION: Mistakes = {
         {"ranks": "min"},
         "tied pixels got the first of the ranks that they take up together; wanted is the mean.",
     ),
+    "highest of the tied ranks": (
+        {"ranks": "max"},
+        "tied pixels got the last of the ranks that they take up together; wanted is the mean.",
+    ),
     "short formula": (
         {"short": True},
         "the formula with 6 Σd² holds only where no two values are equal. Take Pearson's "
@@ -117,7 +115,16 @@ RANK_CORRELATION: Mistakes = {
     "constant": (
         {"constant": 0.0},
         "all ranks of a map without contrast are equal, and the equation says 0 / 0. Neither 0 nor "
-        "1 is an answer to that; say NaN, and only for this image.",
+        "1 is an answer to that; say NaN.",
+    ),
+    "NaN for the whole batch": (
+        {"finish": lambda rho: rho * torch.nan if rho.isnan().any() else rho},
+        "one map without contrast has made NaN of all images. Only its own image has no number.",
+    ),
+    "squeezed": (
+        {"finish": torch.squeeze},
+        "a batch of one image is a batch, too: its result has the shape (1,). squeeze() without a "
+        "dimension takes away every axis of length 1.",
     ),
 }
 
@@ -145,15 +152,12 @@ def check_rank_correlation(answer: Answer, known: Exercise) -> Iterator[str]:
     pairs = [_pair(5, 9, 14, seed=0), _pair(4, 12, 8, seed=2, levels=1.5), _pair(1, 6, 6, seed=4)]
     tied = _pair(3, 16, 16, seed=6, levels=4)
     asked = [{"a": a, "b": b} for a, b in (*pairs, tied)]
-    for name in ("a", "b"):
-        answer = kept(answer, name, "work on copies of the maps.")
     for case in asked[:3]:
         got, n = tensor_of(answer(**case), "the result"), len(case["a"])
         if got.shape != (n,):
-            raise Wrong(
-                f"{n} images give {tuple(got.shape)}, wanted is ({n},)", known.hint("whole batch")
-            )
-    yield "there is one number for each image, and the maps are left as they were"
+            hint = known.hint("squeezed" if n == 1 else "whole batch")
+            raise Wrong(f"{n} images give {tuple(got.shape)}, wanted is ({n},)", hint)
+    yield "there is one number for each image"
     compare(
         answer,
         known,
@@ -177,9 +181,11 @@ def check_rank_correlation(answer: Answer, known: Exercise) -> Iterator[str]:
     flat[1], flat[3] = 0.0, 2.5
     for one, other in ((flat, b), (b, flat)):
         has_number = ~tensor_of(answer(a=one, b=other), "the result").isnan()
-        if has_number[[1, 3]].any() or not has_number[[0, 2, 4]].all():
-            which = "has a number" if has_number[[1, 3]].any() else "makes NaN of other images"
-            raise Wrong(f"a map without contrast {which}", known.hint("constant"))
+        if has_number[[1, 3]].any():
+            raise Wrong("a map without contrast has a number", known.hint("constant"))
+        if not has_number[[0, 2, 4]].all():
+            hint = known.hint("NaN for the whole batch")
+            raise Wrong("images beside a map without contrast have no number", hint)
     yield "a map without contrast gets NaN, and the others keep their number"
 
 
@@ -192,12 +198,14 @@ def edges(
     padding: str = "replicate",
     join: str = "root",
     middle: float = 2.0,
-    grey: bool = True,
+    grey: Sequence[float] | None = (1 / 3, 1 / 3, 1 / 3),
+    channel: bool = False,
 ) -> Tensor:
     """Sobel's edges of the mean over channels: (N, C, H, W) → (N, H, W)."""
     x = images.detach().double()
-    if grey:
-        x = x.mean(1, keepdim=True)
+    if grey is not None:
+        weights = x.new_tensor(grey if x.shape[1] == 3 else [1.0])
+        x = (x * weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
     rise = torch.tensor([[-1.0, 0, 1], [-middle, 0, middle], [-1, 0, 1]], dtype=torch.float64)
     kernels = torch.stack([rise, rise.T])[:, None]
     if padding != "none":
@@ -206,11 +214,12 @@ def edges(
     slopes = slopes.unflatten(0, x.shape[:2])  # (N, C or 1, 2, H, W)
     size = {
         "root": lambda: slopes.square().sum(2).sqrt(),
+        "squares": lambda: slopes.square().sum(2),
         "abs": lambda: slopes.abs().sum(2),
         "signed": lambda: slopes.sum(2),
         "one way": lambda: slopes[:, :, 0].abs(),
     }[join]()
-    return size.sum(1)
+    return size.sum(1, keepdim=channel)
 
 
 def _scaled(function: Answer) -> Answer:
@@ -218,12 +227,8 @@ def _scaled(function: Answer) -> Answer:
 
     def scaled(images: Tensor) -> Tensor:
         maps = tensor_of(function(images=images), "the map")
-        if maps.ndim != 3:
-            raise Wrong(
-                f"images {tuple(images.shape)} give {tuple(maps.shape)}",
-                "one map an image, without a channel: (N, H, W).",
-            )
-        return maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+        each = tuple(range(1, maps.ndim))
+        return maps / maps.abs().amax(each, keepdim=True).clamp(min=1e-12) if each else maps
 
     return scaled
 
@@ -259,13 +264,30 @@ EDGES: Mistakes = {
         "an oblique edge comes out too strong. The length of a vector is the root of the sum of "
         "squares.",
     ),
+    "no root": (
+        {"join": "squares"},
+        "these are the squares of the lengths: strong edges come out too strong. Take the root.",
+    ),
     "equal weights": (
         {"middle": 1.0},
         "this is Prewitt's kernel; in Sobel's the middle row counts twice.",
     ),
-    "each color": (
-        {"grey": False},
+    "each colour": (
+        {"grey": None},
         "edges are wanted of the grey picture: take the mean over the channels first.",
+    ),
+    "weighted grey": (
+        {"grey": (0.299, 0.587, 0.114)},
+        "this grey gives green more weight than blue, as for the eye. Here grey is the plain mean "
+        "over the channels.",
+    ),
+    "one channel alone": (
+        {"grey": (1.0, 0.0, 0.0)},
+        "edges of the first channel alone. Take the mean over the channels.",
+    ),
+    "a channel left over": (
+        {"channel": True},
+        "one map an image, without an axis of channels: (N, H, W).",
     ),
 }
 
@@ -277,28 +299,55 @@ EDGES: Mistakes = {
     forbidden=("skimage", "scipy.ndimage", "kornia", "cv2", "course_utils.evaluation.controls"),
 )
 def check_edges(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Noise and squares, of one and of three channels, and an even picture."""
+    """Noise and squares, of one and of three channels, on grey, and an even picture."""
     square = torch.zeros(2, 3, 16, 12)
     square[0, :, 4:9, 3:8], square[1, 1, 6:, :5] = 1.0, -2.0
     noise, grey = cases.noise(3, 3, 9, 13), cases.noise(1, 1, 7, 7, seed=1) + 3
-    answer = kept(answer, "images", "work on a copy of them.")
+    pictures = (noise, square, square[:1] + 0.75, grey, F.avg_pool2d(noise, 2) - 1)
     compare(
         answer,
         known,
-        [{"images": images} for images in (noise, square, grey, F.avg_pool2d(noise, 2) - 1)],
+        [{"images": images} for images in pictures],
         of=_scaled,
         what="the edge map",
         hint="the steps are: mean over the channels, pad by one pixel, two slopes with Sobel's "
         "kernels, the length of the vector of the two.",
     )
     yield "Sobel's edges of the grey picture, for one and three channels, as large as the picture"
-    even = tensor_of(answer(images=torch.full((2, 3, 8, 9), 0.7)), "the map")
-    if even.abs().max() > 1e-4:
-        raise Wrong("an even picture has edges", known.hint("zeros around"))
-    yield "an even picture has none"
+    even = tensor_of(answer(images=torch.full((2, 3, 8, 9), 0.5)), "the map")
+    if not even.isfinite().all():
+        raise Wrong(
+            "the map of an even picture is not a number",
+            "an even picture's largest edge is 0: do not divide by it.",
+        )
+    yield "an even picture has a map, too"
 
 
 # 3 · Random layers -----------------------------------------------------------------------------
+
+
+def _shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
+    """All numbers of a tensor in another order."""
+    order = torch.randperm(value.numel(), generator=generator)
+    return value.flatten()[order].view_as(value)
+
+
+def _whole(value: Tensor, generator: torch.Generator, *, axis: int) -> Tensor:
+    """The parts of a tensor along an axis in another order, each of them as it was."""
+    axis = min(axis, value.ndim - 1)
+    order = torch.randperm(value.shape[axis], generator=generator)
+    return value.index_select(axis, order)
+
+
+def _within(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Each filter's numbers in another order; a bias as a whole."""
+    if value.ndim == 1:
+        return _shuffled(value, generator)
+    return torch.stack([_shuffled(row, generator) for row in value])
+
+
+def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(value.shape, generator=generator) * value.std()
 
 
 def randomized(
@@ -311,9 +360,9 @@ def randomized(
     inside: bool = True,
     match: Callable[[str, Sequence[str]], bool] | None = None,
     buffers: bool = False,
-    along: str = "all",
-    drawn: bool = False,
+    shuffle: Callable[[Tensor, torch.Generator], Tensor] = _shuffled,
     own: Callable[[torch.Generator], torch.Generator] = lambda generator: generator,
+    finish: Callable[[nn.Module], nn.Module] = lambda result: result,
 ) -> nn.Module:
     """A copy with each parameter of the layers shuffled: the same values, in another order."""
     generator = own(generator)
@@ -330,16 +379,9 @@ def randomized(
         values += [pair for pair in result.named_buffers() if pair[1].numel() > 1]
     with torch.no_grad():
         for name, value in values:
-            if not (chosen(name) and only(value)):
-                continue
-            if drawn:
-                value.copy_(torch.randn(value.shape, generator=generator) * value.std())
-            elif along == "rows":
-                value.copy_(value[torch.randperm(len(value), generator=generator)])
-            else:
-                order = torch.randperm(value.numel(), generator=generator)
-                value.copy_(value.flatten()[order].view_as(value))
-    return result
+            if chosen(name) and only(value):
+                value.copy_(shuffle(value, generator))
+    return finish(result)
 
 
 def _seeded_for_everybody(generator: torch.Generator) -> torch.Generator:
@@ -351,17 +393,13 @@ def _part_of_the_name(name: str, layers: Sequence[str]) -> bool:
     return any(layer in name for layer in layers)
 
 
+def _begins_like_it(name: str, layers: Sequence[str]) -> bool:
+    return name.startswith(tuple(layers))
+
+
 RANDOMIZED: Mistakes = {
-    "in place": (
-        {"copied": lambda model: model},
-        "the function shuffles the model that it was given, and nothing is left to compare with. "
-        "Make a copy first.",
-    ),
-    "shallow copy": (
-        {"copied": copy.copy},
-        "the copy shares its layers with the original: copy.copy copies the outermost object only. "
-        "You need a copy of everything inside, too.",
-    ),
+    "in place": ({"copied": lambda model: model}, ITSELF),
+    "shallow copy": ({"copied": copy.copy}, SHARED),
     "weights only": (
         {"only": lambda value: value.ndim > 1},
         "weights are not all that was learnt: a layer's biases, and the scales and shifts of "
@@ -377,6 +415,11 @@ RANDOMIZED: Mistakes = {
         'parameters of other layers have changed, with similar names: "conv1" is also a part of '
         '"layer4.0.conv1". Take the layer itself by its name.',
     ),
+    "begins like it": (
+        {"match": _begins_like_it},
+        'parameters of other layers have changed, whose names only begin alike: "conv10" begins '
+        'with "conv1", too. Ask for the name and a dot, or take the layer itself by its name.',
+    ),
     "all layers": (
         {"match": lambda name, layers: True},
         "parameters of layers that were not named have changed. Shuffle only what belongs to the "
@@ -387,13 +430,23 @@ RANDOMIZED: Mistakes = {
         "BatchNorm's running mean and variance have changed. They are buffers, measured and not "
         "learnt by descent; here they stay.",
     ),
-    "whole rows": (
-        {"along": "rows"},
+    "whole filters": (
+        {"shuffle": partial(_whole, axis=0)},
         "whole filters have moved, and each of them still is what was learnt. Shuffle all numbers "
         "of the tensor among each other.",
     ),
+    "whole inputs": (
+        {"shuffle": partial(_whole, axis=1)},
+        "all filters got the same new order of their inputs, along axis 1. Shuffle all numbers of "
+        "the tensor among each other.",
+    ),
+    "each part within itself": (
+        {"shuffle": _within},
+        "numbers have moved only within a part of their tensor: each filter has its own still. "
+        "Shuffle all numbers of the tensor among each other.",
+    ),
     "new numbers": (
-        {"drawn": True},
+        {"shuffle": _drawn},
         "the values are not the old ones in another order. Drawing new ones is a check, too, but "
         "here each tensor keeps its values, so that the layer's outputs keep about their size.",
     ),
@@ -402,70 +455,75 @@ RANDOMIZED: Mistakes = {
         "the shuffle ignores the generator: with equal generators two calls give different models, "
         "and nobody can repeat the result.",
     ),
-    "seed for everybody": (
-        {"own": _seeded_for_everybody},
-        "torch's global random state has changed, for all the code that runs afterwards. Hand the "
-        "generator to the function that draws.",
-    ),
+    "seed for everybody": ({"own": _seeded_for_everybody}, RESEEDED),
     "always the same": (
         {"own": lambda generator: cases.seeded(0)},
         "another generator gives the same shuffle. Draw from the generator that comes in, not from "
         "one that the function makes.",
     ),
+    "always in eval mode": (
+        {"finish": nn.Module.eval},
+        "a copy keeps the mode of the model, and of each layer in it: call neither eval() nor "
+        "train().",
+    ),
+    "no longer frozen": (
+        {"finish": lambda result: result.requires_grad_(True)},
+        "a parameter that was frozen needs a gradient now. A copy keeps each requires_grad.",
+    ),
 }
+
+
+def _alike_by_name() -> nn.Module:
+    """Layers whose names begin alike, some in training mode, one of them frozen."""
+    with cases.global_seed(7):
+        layers: list[tuple[str, nn.Module]] = []
+        for number, channels in (("1", 3), ("10", 8), ("2", 8)):
+            block = [("conv1", nn.Conv2d(channels, 8, 1)), ("bn1", nn.BatchNorm2d(8))]
+            layers.append((f"layer{number}", nn.Sequential(OrderedDict(block))))
+        model = nn.Sequential(OrderedDict([*layers, ("fc", nn.Linear(8, 8))]))
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+    model.train()
+    model.get_submodule("layer10").eval()
+    model.get_submodule("layer2").requires_grad_(False)
+    return model
 
 
 @exercise("hw04.randomized", randomized, RANDOMIZED, forbidden=SANITY)
 def check_randomized(answer: Answer, known: Exercise) -> Iterator[str]:
-    """What is shuffled, what is not, and what decides, on three networks."""
-    for original, layers in (
+    """What is shuffled, what is not, and what decides, on four networks."""
+    for model, layers in (
         (cases.nested(8, 9, seed=0), ["fc", "block"]),
         (cases.nested(11, 8, seed=1), ["conv1"]),
+        (_alike_by_name(), ["layer1", "layer2.bn1"]),
         (cases.shipped().model, ["fc", "layer2", "conv1"]),
     ):
-        model = copy.deepcopy(original)  # a wrong answer may spoil it
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            state = torch.get_rng_state()
-            result = _copied(answer, original, model, layers, known)
-            drawn = not torch.equal(state, torch.get_rng_state())
-        _check_shuffled(original, result, layers, known)
-        if [m.training for m in result.modules()] != [m.training for m in original.modules()]:
-            raise Wrong("the copy is in another mode", "a copy keeps the mode; leave it there.")
-        _check_generator(answer, model, layers, result, drawn, known)
+        result, again, other = (
+            answer(model=model, layers=layers, generator=cases.seeded(seed)) for seed in (5, 5, 6)
+        )
+        if not isinstance(result, nn.Module):
+            raise Wrong(
+                f"the result is {type(result).__name__}, wanted is a model",
+                "does the function end with return, and does it return the copy?",
+            )
+        _check_others(model, result, layers, known)
+        _check_shuffled(model, result, layers, known)
+        if not _equal(result, again):
+            hint = known.hint("without the generator")
+            raise Wrong("equal generators give different models", hint)
+        if _equal(result, other):
+            raise Wrong("different generators give the same model", known.hint("always the same"))
     yield "the named layers' parameters have their values in another order, biases too"
-    yield "other parameters, all buffers, the mode and the original are as they were"
+    yield "other parameters, all buffers, modes and flags are as they were"
     yield "the generator alone decides: the same seed gives the same model, another another"
     model = cases.nested(8, 9, seed=0)
-    if not _equal(model, answer(model, [], cases.seeded(0))):
+    if not _equal(model, answer(model=model, layers=[], generator=cases.seeded(0))):
         raise Wrong("with no layer named the copy differs", known.hint("all layers"))
-    twice = answer(answer(model, ["fc"], cases.seeded(0)), ["block"], cases.seeded(1))
-    once = answer(model, ["fc"], cases.seeded(0))
+    once = answer(model=model, layers=["fc"], generator=cases.seeded(0))
+    twice = answer(model=once, layers=["block"], generator=cases.seeded(1))
     if not torch.equal(twice.fc.weight, once.fc.weight):
         raise Wrong("a copy of a copy has lost the first one's layers", known.hint("all layers"))
     yield "a copy can be copied again"
-
-
-def _copied(
-    answer: Answer, original: nn.Module, model: nn.Module, layers: Sequence[str], known: Exercise
-) -> nn.Module:
-    """The answer's copy of `model`, which must stay equal to `original`, object by object."""
-    objects = list(model.parameters())
-    result = answer(model, layers, cases.seeded(5))
-    if not isinstance(result, nn.Module):
-        raise Wrong(
-            f"the result is {type(result).__name__}, wanted is a model",
-            "does the function end with return, and does it return the copy?",
-        )
-    same = all(a is b for a, b in zip(objects, model.parameters(), strict=True))
-    if not (same and _equal(model, original)):
-        raise Wrong(
-            "the original model has changed",
-            known.hint("in place" if result is model else "shallow copy"),
-        )
-    if result is model:
-        raise Wrong("the result is the model itself", known.hint("in place"))
-    return result
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
@@ -473,58 +531,65 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _check_shuffled(
-    original: nn.Module, result: nn.Module, layers: Sequence[str], known: Exercise
+def _belongs(name: str, layers: Sequence[str]) -> bool:
+    return any(name.startswith(f"{layer}.") for layer in layers)
+
+
+def _check_others(
+    model: nn.Module, result: nn.Module, layers: Sequence[str], known: Exercise
 ) -> None:
-    """Raise `Wrong` unless just the parameters of the layers are shuffled."""
-    old, new = dict(original.named_parameters()), dict(result.named_parameters())
+    """Raise `Wrong` where something else than the parameters of the layers has changed."""
+    old, new = dict(model.named_parameters()), dict(result.named_parameters())
     if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
         raise Wrong("the copy has other parameters", "keep their names and shapes.")
-    inside = {name for name in old if any(name.startswith(f"{layer}.") for layer in layers)}
     changed = {name for name in old if not torch.equal(old[name], new[name])}
-    wrongly, left = changed - inside, inside - changed
+    wrongly = {name for name in changed if not _belongs(name, layers)}
     if wrongly:
-        similar = all(_part_of_the_name(name, layers) for name in wrongly)
-        hint = known.hint("part of a name" if similar else "all layers")
-        raise Wrong(f"{min(wrongly)} has changed, but {', '.join(layers)} was named", hint)
-    if left:
-        deep = all(name.count(".") > 1 for name in left) and any(old[n].ndim > 1 for n in left)
-        hint = known.hint("nothing inside a block" if deep else "weights only")
-        raise Wrong(f"{min(left)} has not changed", hint)
-    for name in inside:
-        a, b = old[name].detach(), new[name].detach()
-        if not torch.equal(a.flatten().sort().values, b.flatten().sort().values):
-            raise Wrong(f"{name} has other values", known.hint("new numbers"))
-        if a.ndim > 1 and any(torch.allclose(_sums(a, axis), _sums(b, axis)) for axis in (0, 1)):
-            raise Wrong(f"{name} is not shuffled as a whole", known.hint("whole rows"))
-    for name, buffer in original.named_buffers():
+        mistake = "all layers"
+        for match, name in (
+            (_part_of_the_name, "part of a name"),
+            (_begins_like_it, "begins like it"),
+        ):
+            mistake = name if all(match(other, layers) for other in wrongly) else mistake
+        what = f"{min(wrongly)} has changed, but {', '.join(layers)} was named"
+        raise Wrong(what, known.hint(mistake))
+    for name, buffer in model.named_buffers():
         if not torch.equal(buffer, dict(result.named_buffers())[name]):
             raise Wrong(f"{name} has changed", known.hint("buffers, too"))
+    if [m.training for m in model.modules()] != [m.training for m in result.modules()]:
+        raise Wrong("the copy is in another mode", known.hint("always in eval mode"))
+    if any(old[name].requires_grad != new[name].requires_grad for name in old):
+        raise Wrong("the copy's requires_grad has changed", known.hint("no longer frozen"))
 
 
-def _sums(values: Tensor, axis: int) -> Tensor:
-    """Of each row or column, sorted: the same where whole ones moved, or values within them."""
-    return values.double().transpose(0, axis).flatten(1).sum(1).sort().values
-
-
-def _check_generator(
-    answer: Answer,
-    model: nn.Module,
-    layers: Sequence[str],
-    result: nn.Module,
-    drawn: bool,
-    known: Exercise,
+def _check_shuffled(
+    model: nn.Module, result: nn.Module, layers: Sequence[str], known: Exercise
 ) -> None:
-    """Raise `Wrong` unless the generator, and nothing else, decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        again, other = (answer(model, layers, cases.seeded(seed)) for seed in (5, 6))
-    if not _equal(result, again):
-        raise Wrong("equal generators give different models", known.hint("without the generator"))
-    if drawn:
-        raise Wrong("the global random state has changed", known.hint("seed for everybody"))
-    if _equal(result, other):
-        raise Wrong("different generators give the same model", known.hint("always the same"))
+    """Raise `Wrong` unless each parameter of the layers has its values in another order."""
+    inside = {name: p.detach() for name, p in model.named_parameters() if _belongs(name, layers)}
+    new = {name: p.detach() for name, p in result.named_parameters()}
+    left = [name for name, old in inside.items() if torch.equal(old, new[name])]
+    if left:
+        deep = all(name.count(".") > 1 for name in left)
+        weights = any(inside[name].ndim > 1 for name in left)
+        hint = known.hint("nothing inside a block" if deep and weights else "weights only")
+        raise Wrong(f"{left[0]} has not changed", hint)
+    for name, old in inside.items():
+        if not torch.equal(old.flatten().sort().values, new[name].flatten().sort().values):
+            raise Wrong(f"{name} has other values", known.hint("new numbers"))
+        if old.ndim > 1 and (mistake := _in_parts(old, new[name])):
+            raise Wrong(f"{name} is not shuffled as a whole", known.hint(mistake))
+
+
+def _in_parts(old: Tensor, new: Tensor) -> str | None:
+    """The mistake in which a tensor was shuffled in parts, not as a whole; None where it was."""
+    along = [[v.transpose(0, axis).flatten(1) for v in (old, new)] for axis in (0, 1)]
+    for mistake, pair in zip(("whole filters", "whole inputs"), along, strict=True):
+        a, b = (parts.unique(dim=0) for parts in pair)  # sorted, so their order does not matter
+        if a.shape == b.shape and torch.equal(a, b):
+            return mistake
+    within = any(torch.equal(a.sort(1).values, b.sort(1).values) for a, b in along)
+    return "each part within itself" if within else None
 
 
 # 4 · The cascade -------------------------------------------------------------------------------
@@ -560,19 +625,23 @@ def cascade(
     backwards: bool = True,
     independent: bool = False,
     first: bool = True,
+    last: bool = True,
     used: bool = True,
     aim: str = "target",
+    one_class: bool = False,
     summed: bool = False,
 ) -> Tensor:
     """The maps of the model, and with one more layer random each time: (1 + L, N, …)."""
     order = list(reversed(layers)) if backwards else list(layers)
     maps = []
-    for k in range(len(order) + 1):
+    for k in range(len(order) + last):
         network = randomize(model, order[k - 1 : k] if independent else order[:k])
         network = network if used else model
         answering = {"target": None, "argmax": model, "argmax of each": network}[aim]
         with torch.no_grad():
             classes = answering(images.clone()).argmax(1) if answering else target
+        if one_class:
+            classes = classes[:1].expand_as(classes)
         maps.append(method(network, images, classes))
     result = torch.stack(maps if first else maps[1:])
     return result.sum(2) if summed and result.ndim == 5 else result
@@ -598,6 +667,14 @@ CASCADE: Mistakes = {
         {"aim": "argmax"},
         "the maps are about the class that the model answers. Hand on the target that was given.",
     ),
+    "the first image's class for all": (
+        {"one_class": True},
+        "all images are explained for the first one's class. Hand on the whole tensor `target`.",
+    ),
+    "not to the end": (
+        {"last": False},
+        "the last map is missing, with all layers random: L layers make 1 + L maps.",
+    ),
     "no map of the model": (
         {"first": False},
         "the map of the model as it is belongs in front, with no layer random: all others will be "
@@ -618,9 +695,9 @@ CASCADE: Mistakes = {
 
 @exercise("hw04.cascade", cascade, CASCADE, forbidden=SANITY)
 def check_cascade(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Three networks and three methods, explained for what the network does not answer."""
+    """Three networks and three methods, each image explained for a class of its own."""
     asked = []
-    for original, layers, method, size in (
+    for model, layers, method, size in (
         (cases.nested(8, 9, seed=0), ["conv1", "block", "fc"], gradients.gradient, (3, 3, 10, 13)),
         (
             cases.nested(5, 8, seed=3),
@@ -630,21 +707,12 @@ def check_cascade(answer: Answer, known: Exercise) -> Iterator[str]:
         ),
         (cases.shipped().model, ["conv1", "layer3", "fc"], cam.grad_cam, (2, 3, 64, 64)),
     ):
-        model, images = copy.deepcopy(original), cases.noise(*size, seed=4)
-        with torch.no_grad():
-            second = model(images).topk(2).indices[:, 1]
-        case = {"model": model, "method": method, "images": images, "target": second}
-        asked.append({**case, "layers": layers, "randomize": _anew})
-
-    def left_alone(model: nn.Module, **case: Any) -> Any:
-        before = copy.deepcopy(model)
-        result = answer(model=model, **case)
-        if not _equal(before, model):
-            raise Wrong("the model has changed", "only the copies may be random.")
-        return result
+        case = {"model": model, "method": method, "images": cases.noise(*size, seed=4)}
+        case |= {"target": torch.arange(size[0]) + 1, "layers": layers, "randomize": _anew}
+        asked.append(case)
 
     compare(
-        kept(unchanged(left_alone), "layers", "reversed(…) makes a new list."),
+        answer,
         known,
         asked,
         what="the stack of maps",
@@ -652,7 +720,6 @@ def check_cascade(answer: Answer, known: Exercise) -> Iterator[str]:
         "input, that has become random.",
     )
     yield "the maps are those of a cascade, on three networks and with three methods"
-    yield "the model, the images and the list of layers are left as they were"
 
 
 # 5 · Similarity --------------------------------------------------------------------------------
@@ -667,8 +734,10 @@ def similarities(
     pool: str = "sum",
     before: bool = False,
     mean: bool = False,
+    own: Callable[[Tensor, Tensor], Tensor] | None = None,
+    finish: Callable[[Tensor], Tensor] = lambda table: table,
 ) -> Tensor:
-    """How like the first map is each step's? (1 + L, N, C, H, W), or without C, → (1 + L, N)."""
+    """Each step's maps compared with the first: (1 + L, N, [C,] H, W) → (1 + L, N)."""
     if sign != "late" and ((not signed and sign != "never") or sign == "always"):
         maps = maps.abs()
     if maps.ndim == 5:
@@ -676,7 +745,8 @@ def similarities(
     if sign == "late" and not signed:
         maps = maps.abs()
     wanted = maps[:1].expand_as(maps) if not before else torch.cat([maps[:1], maps[:-1]])
-    result = torch.stack([correlation(a, b) for a, b in zip(wanted, maps, strict=True)])
+    compare = own or correlation
+    result = finish(torch.stack([compare(a, b) for a, b in zip(wanted, maps, strict=True)]))
     return result.mean(1, keepdim=True).expand_as(result) if mean else result
 
 
@@ -708,11 +778,21 @@ SIMILARITIES: Mistakes = {
         {"mean": True},
         "keep one number for each image; how they differ is wanted later.",
     ),
+    "another correlation": (
+        {"own": rank_correlation},
+        "the maps are always compared by rank. Use the function `correlation` that is handed in, "
+        "whichever it is.",
+    ),
+    "NaN made 0": (
+        {"finish": torch.nan_to_num},
+        "a map without contrast has no similarity: what `correlation` gives for it is NaN, and 0 "
+        "would be an answer. Leave it.",
+    ),
 }
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's ρ of two batches (N, H, W) → (N,); raises `Wrong` for anything else."""
+def _correlation(a: Tensor, b: Tensor, *, ranks: str) -> Tensor:
+    """A correlation of two batches (N, H, W) → (N,); raises `Wrong` for anything else."""
     for maps in (a, b):
         if not isinstance(maps, Tensor) or maps.ndim != 3 or a.shape != b.shape:
             shapes = " and ".join(str(tuple(getattr(x, "shape", ()))) for x in (a, b))
@@ -721,32 +801,38 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
                 "it wants two batches (N, H, W): the first step's and another step's, without "
                 "channels. A method without channels, such as Grad-CAM, gives one dimension less.",
             )
-    return rank_correlation(a, b)
+    return rank_correlation(a, b, ranks=ranks)
 
 
 @exercise("hw04.similarities", similarities, SIMILARITIES, forbidden=SANITY)
 def check_similarities(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Walks of maps, with and without channels, of even and odd signs."""
-    stacks = []
+    """Walks of maps, with and without channels, of even and odd signs, by two correlations."""
+    asked = []
     for shape, seed in (((4, 3, 3, 7, 9), 0), ((5, 4, 8, 6), 1), ((3, 2, 2, 6, 6), 2)):
         # A walk: each step is like the one before, and less and less like the first.
         maps = cases.noise(*shape, seed=seed).cumsum(0)
         maps[1::2] *= -1
-        stacks.append(maps)
-    compare(
-        kept(answer, "maps", "work on a copy: abs_() changes its tensor."),
-        known,
-        [
-            {"maps": maps, "correlation": _correlation, "signed": signed}
-            for maps in stacks
+        maps[2, 1] = 0  # one map without contrast
+        asked += [
+            {"maps": maps, "correlation": partial(_correlation, ranks=ranks), "signed": signed}
+            for ranks in ("average", "values")
             for signed in (True, False)
-        ],
+        ]
+
+    def without_nan(function: Answer) -> Answer:  # NaN equals nothing
+        return lambda **case: tensor_of(function(**case), "the table").nan_to_num(-2)
+
+    compare(
+        answer,
+        known,
+        asked,
+        of=without_nan,
         what="the table of similarities",
         hint="drop the signs or not, add up the channels where there are any, and compare each "
-        "step's maps with the first step's.",
+        "step's maps with the first step's by `correlation`.",
     )
     yield "signed and unsigned, with and without channels, each step is compared with the first"
-    yield "the maps are left as they were"
+    yield "by the correlation that was handed in, and where that says NaN, it stays"
 
 
 # 6 · The verdict -------------------------------------------------------------------------------
@@ -762,7 +848,10 @@ def layers_needed(
     for_good: bool = True,
     compared: bool = True,
     unsigned: bool = False,
+    small: Callable[[Any, float], Any] = operator.le,
+    start: int = 0,
     shift: int = 0,
+    never: Callable[[int], int | None] = lambda layers: None,
 ) -> int | None:
     """How many layers must be random before the maps are no more alike than the control?"""
     table, limit = similarity.double().numpy(), control.double().numpy()
@@ -770,10 +859,15 @@ def layers_needed(
         excess = center(table, axis=1) - np.median(limit)
     else:
         excess = center(table - limit if compared else table, axis=1)
-    gone = (np.abs(excess) if unsigned else excess) <= margin
+    gone = small(np.abs(excess) if unsigned else excess, margin)[start:]
     if for_good:  # gone here and at all later steps
         gone = np.logical_and.accumulate(gone[::-1])[::-1]
-    return int(gone.argmax()) + shift if gone.any() else None
+    return int(gone.argmax()) + start + shift if gone.any() else never(len(table) - 1)
+
+
+def _lower_median(values: np.ndarray, axis: int) -> np.ndarray:
+    """Of an even number of values the lower one of the two in the middle, as torch.median."""
+    return torch.from_numpy(values).nanmedian(axis).values.numpy()
 
 
 LAYERS_NEEDED: Mistakes = {
@@ -792,6 +886,11 @@ LAYERS_NEEDED: Mistakes = {
         "one image without a number makes the median of all NaN. Leave such images out.",
     ),
     "mean": ({"center": np.nanmean}, "a single odd image pulls the mean; the median is wanted."),
+    "lower median": (
+        {"center": _lower_median},
+        "of an even number of images torch.median and nanmedian take the lower of the two in the "
+        "middle. The median is the mean of the two: nanquantile(0.5, dim=1).",
+    ),
     "difference of medians": (
         {"apart": True},
         "each image has its own control: subtract image by image first, then take the median.",
@@ -805,11 +904,24 @@ LAYERS_NEEDED: Mistakes = {
         {"shift": -1},
         "row 0 is the model as it is, with no layer random; so row k has k random layers.",
     ),
+    "less than the margin": (
+        {"small": operator.lt},
+        "an excess that is just the margin is small, too: the rule says ≤.",
+    ),
+    "never 0": (
+        {"start": 1},
+        "k begins at 0: maps that are no more alike than the control from the first row on need no "
+        "random layer.",
+    ),
+    "never is a number": (
+        {"never": lambda layers: layers},
+        "where the excess is not small in the last row either, it never happens: return None.",
+    ),
 }
 
 
 def _tables() -> list[dict[str, Any]]:
-    """Similarities (1 + L, N), controls (N,) and margins, none of them on the edge."""
+    """Similarities (1 + L, N), controls (N,) and margins, one of them on the edge."""
     nan = float("nan")
     plain = torch.tensor([1.0, 0.9, 0.6, 0.2, 0.1])[:, None] + torch.tensor([-0.05, 0, 0.05])
     back = torch.tensor([1.0, 0.0, 0.9, 0.1, 0.0, 0.1])[:, None] + torch.tensor([-0.02, 0, 0.03])
@@ -821,6 +933,8 @@ def _tables() -> list[dict[str, Any]]:
     opposite = torch.tensor([1.0, 0.8, -0.7, -0.9])[:, None] + torch.tensor([0.0, 0.02, 0.03])
     own = torch.tensor([[1.0, 1.0, 1.0], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]])
     none = torch.full((4, 3), 1.0)
+    edge = torch.tensor([1.0, 0.75, 0.5, 0.25])[:, None].repeat(1, 3)  # all exact in binary
+    even = torch.tensor([[1.0] * 4, [0.0, 0.1, 0.5, 0.6], [0.0, 0.1, 0.25, 0.6], [0.0] * 4])
     low, high = torch.tensor([0.1, 0.05, 0.12]), torch.tensor([0.5, 0.45, 0.4])
     wide = torch.tensor([0.1, 0.1, 0.1, 0.05, 0.02])
     tables = [
@@ -833,6 +947,9 @@ def _tables() -> list[dict[str, Any]]:
         (opposite, low, 0.2),
         (own, torch.tensor([0.1, 0.6, 0.4]), 0.15),
         (none, low, 0.2),
+        (edge, torch.full((3,), 0.25), 0.25),
+        (even, torch.zeros(4), 0.2),
+        (plain, torch.full((3,), 0.9), 0.2),
     ]
     for seed in range(12):
         walk = 1 - torch.rand(6, 5, generator=cases.seeded(seed)).cumsum(0).roll(1, 0) * 0.4
@@ -847,7 +964,7 @@ def _tables() -> list[dict[str, Any]]:
 def check_layers_needed(answer: Answer, known: Exercise) -> Iterator[str]:
     """Tables of similarities, some with a return, with NaN, or with no end."""
     tables = _tables()
-    got = [_whole(answer(**table)) for table in tables]
+    got = [_count(answer(**table)) for table in tables]
     wanted = [layers_needed(**table) for table in tables]
     for g, w, table in zip(got, wanted, tables, strict=True):
         if g != w:
@@ -857,10 +974,10 @@ def check_layers_needed(answer: Answer, known: Exercise) -> Iterator[str]:
             steps, n = table["similarity"].shape
             raise Wrong(f"of {n} images and {steps - 1} layers: {g}, wanted is {w}", hint)
     yield f"on {len(tables)} tables of similarities the number of layers is right"
-    yield "where the map never lets go it is None"
+    yield "where the maps stay more alike than the control it is None"
 
 
-def _whole(result: object) -> int | None:
+def _count(result: object) -> int | None:
     """A whole number in any of its forms, or None."""
     if result is None:
         return None

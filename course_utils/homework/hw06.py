@@ -5,22 +5,17 @@ What cheats, and by what, is not written here: the checks draw films again, and 
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from course_utils import models, training
-from course_utils.homework.checks import (
-    Answer,
-    Exercise,
-    Mistakes,
-    Wrong,
-    compare,
-    exercise,
-    remembered,
-)
+from course_utils.homework import cases
+from course_utils.homework.checks import Exercise, Mistakes, compare, exercise, remembered
+from course_utils.homework.guard import Answer, Wrong
 from course_utils.networks import Classifier
 from course_utils.worlds.radiographs import CLASSES, REMOVABLE, Radiograph, Radiographs, render
 
@@ -47,7 +42,7 @@ def margin(classifier: Classifier, film: Radiograph) -> float:
     return float(logits[FINDING] - logits[1 - FINDING])
 
 
-_drawn = lru_cache(maxsize=128)(render)  # the same few films for every mistake that is tried
+_drawn = lru_cache(maxsize=256)(render)  # the same few films for every mistake that is tried
 
 
 @cache
@@ -55,11 +50,33 @@ def _both() -> dict[str, Classifier]:
     return candidates()
 
 
-@cache
-def _films(length: int, seed: int) -> Radiographs:
-    films = clinic(length, seed)
+@cases.once
+def _films(length: int, seed: int, elsewhere: bool = False) -> Radiographs:
+    """Films that are drawn: of the clinic, or of others, where no part tells of the finding."""
+    seed = cases.moved(seed)
+    films = Radiographs(length, seed) if elsewhere else clinic(length, seed)
     films.draw()
+    films.radiograph = lru_cache(films.radiograph)  # type: ignore[method-assign]  # drawn once
     return films
+
+
+class _Leaning(nn.Module):
+    """A model whose margins are all larger by the same number, so that it errs more often."""
+
+    def __init__(self, model: nn.Module, by: float) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("by", torch.tensor([0.0, by]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 2) of images (N, 3, H, W)."""
+        return self.model(x) + self.by
+
+
+def leaning(classifier: Classifier, by: float) -> Classifier:
+    """A classifier that calls more films ill, or with a negative number fewer."""
+    model = _Leaning(classifier.model, by).to(classifier.device).eval()
+    return replace(classifier, model=model)
 
 
 def _number(result: object, what: str) -> float:
@@ -92,16 +109,23 @@ def performance(
     *,
     ill: int = FINDING,
     of_called: bool = False,
+    of_all: bool = False,
     percent: bool = False,
     balanced: bool = False,
+    false_alarms: bool = False,
 ) -> dict[str, float]:
     """Of all films, of the ill and of the healthy: the share that is called what it is."""
     images, labels = films.draw()
     called = models.logits(classifier, images).argmax(1)
     right = (called == labels).float()
     group = called if of_called else labels
-    sensitivity, specificity = right[group == ill].mean(), right[group != ill].mean()
+    sensitivity, specificity = (
+        right[chosen].sum() / (len(right) if of_all else chosen.sum())
+        for chosen in (group == ill, group != ill)
+    )
     accuracy = (sensitivity + specificity) / 2 if balanced else right.mean()
+    if false_alarms:
+        specificity = 1 - specificity
     found = {"accuracy": accuracy, "sensitivity": sensitivity, "specificity": specificity}
     return {key: float(value) * (100 if percent else 1) for key, value in found.items()}
 
@@ -114,6 +138,16 @@ PERFORMANCE: Mistakes = {
     "predictive values": (
         {"of_called": True},
         "you divide by how many were *called* ill. Sensitivity asks: of those who *are* ill?",
+    ),
+    "of all films": (
+        {"of_all": True},
+        "you divide by the number of all films. Sensitivity is a share of the ill, specificity a "
+        "share of the healthy.",
+    ),
+    "false alarms": (
+        {"false_alarms": True},
+        "this is the share of the healthy that are called *ill*, the false-positive rate. "
+        "Specificity is the share of them that are called healthy.",
     ),
     "percent": ({"percent": True}, "the task asks for shares from 0 to 1, not for percent."),
     "mean of the two": (
@@ -130,11 +164,15 @@ PERFORMANCE: Mistakes = {
 
 @exercise("hw06.performance", performance, PERFORMANCE)
 def check_performance(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Accuracy, sensitivity and specificity, on odd sets so that the groups differ in size."""
+    """Accuracy, sensitivity and specificity, on odd sets so that the groups differ in size.
+
+    The two models hardly err, and what does not err has a share of 1, however it is counted; so
+    they are made to lean to one side and to the other.
+    """
     asked = [
-        {"classifier": model, "films": _films(*which)}
+        {"classifier": leaning(model, by), "films": _films(*which)}
         for model in _both().values()
-        for which in ((15, 9), (13, 31))
+        for which, by in (((15, 9), 4.5), ((13, 31), -5.0), ((9, 12), 0.0))
     ]
     answer = remembered(answer)
     results = [answer(**case) for case in asked]
@@ -158,7 +196,7 @@ def check_performance(answer: Answer, known: Exercise) -> Iterator[str]:
             what=key,
             hint="count on paper with four films: two ill, two healthy, one error of each kind.",
         )
-        yield f"{key} is right for two models and two sets of films"
+        yield f"{key} is right for six models that err in different ways"
 
 
 # The effect of a part ------------------------------------------------------------------------
@@ -185,11 +223,11 @@ def _probability(classifier: Classifier, film: Radiograph) -> float:
     return float(torch.sigmoid(torch.tensor(margin(classifier, film))))
 
 
-def _covered(classifier: Classifier, film: Radiograph, part: str) -> float:
-    """The part's pixels set to grey, rather than the film drawn again."""
+def _covered(classifier: Classifier, film: Radiograph, part: str, *, grey: int = 128) -> float:
+    """The part's pixels set to one grey, rather than the film drawn again."""
     picture = film.image.copy()
     if part in film.parts:
-        picture[film.parts[part]] = 128
+        picture[film.parts[part]] = grey
     return margin(classifier, film) - margin(classifier, replace(film, image=picture))
 
 
@@ -210,6 +248,11 @@ EFFECT: Mistakes = {
         _covered,
         "a grey patch is something new on the film (lecture 10). Draw the film without the part.",
     ),
+    "covered in black": (
+        partial(_covered, grey=0),
+        "a black patch is something new on the film, and black means air. Draw the film without "
+        "the part.",
+    ),
     "magnitude": (
         lambda **case: abs(effect(**case)),
         "the sign is lost: a part can speak against a consolidation, too.",
@@ -217,16 +260,27 @@ EFFECT: Mistakes = {
 }
 
 
+def _most_against(classifier: Classifier, films: Radiographs, part: str) -> Radiograph:
+    """The film on which the part speaks most against a finding."""
+    shown = [film for film in map(films.radiograph, range(len(films))) if part in film.parts]
+    return min(shown, key=lambda film: effect(classifier, film, part))
+
+
 @exercise("hw06.effect", effect, EFFECT)
 def check_effect(answer: Answer, known: Exercise) -> Iterator[str]:
     """margin(film) − margin(film drawn without the part), for two models and several parts."""
     films = _films(31, 1)
-    shown = [film for film in map(films.radiograph, range(31)) if DEVICES & film.parts.keys()][:2]
+    drawn = [*map(films.radiograph, range(31))]
+    shown = [film for film in drawn if DEVICES & film.parts.keys()][:2]
     asked = [
         {"classifier": model, "film": film, "part": part}
         for model in _both().values()
-        for film in (films.radiograph(3), films.radiograph(4), *shown)
-        for part in ("consolidation", "ribs", *sorted(DEVICES & film.parts.keys()))
+        for film in (*drawn[3:5], *shown)
+        for part in ("consolidation", *sorted(DEVICES & film.parts.keys()))
+    ]
+    asked += [
+        {"classifier": model, "film": _most_against(model, films, "marker"), "part": "marker"}
+        for model in _both().values()
     ]
     answer, numbers = remembered(answer), _numbers(asked, "the effect")
     numbers(answer)()
@@ -245,68 +299,140 @@ def check_effect(answer: Answer, known: Exercise) -> Iterator[str]:
 # Verdicts that turn --------------------------------------------------------------------------
 
 
+class Verdict(NamedTuple):
+    """What there is to know of a film: does it show the part, is it ill, is it called ill?"""
+
+    shows: bool
+    ill: bool
+    before: bool
+    after: bool  # called ill, drawn without the part
+
+
+@lru_cache(maxsize=64)
+def _verdicts(classifier: Classifier, films: Radiographs, part: str) -> list[Verdict]:
+    drawn = [_drawn(films.spec(index)) for index in range(len(films))]
+    without = [_drawn(film.spec.without(part)) if part in film.parts else film for film in drawn]
+    before, after = ([margin(classifier, film) > 0 for film in some] for some in (drawn, without))
+    shows = [part in film.parts for film in drawn]
+    ill = [film.label == CLASSES[FINDING] for film in drawn]
+    return [Verdict(*each) for each in zip(shows, ill, before, after, strict=True)]
+
+
 def turned(
     classifier: Classifier,
     films: Radiographs,
     part: str,
     *,
-    of_all: bool = False,
-    true_ill: bool = False,
-    both_ways: bool = False,
+    among: Callable[[Verdict], bool] = lambda film: film.shows and film.before,
+    turns: Callable[[Verdict], bool] = lambda film: not film.after,
+    per: Callable[[Verdict], bool] | None = None,
     count: bool = False,
+    asks: bool = True,
+    nothing: float = float("nan"),
 ) -> float:
     """Of the films that show the part and are called ill: the share called healthy without it."""
-    images, labels = films.draw()
-    called = models.logits(classifier, images).argmax(1) == FINDING
-    turned = total = 0
-    for index in range(len(films)):
-        film = _drawn(films.spec(index))
-        considered = part in film.parts
-        before = bool(labels[index] == FINDING) if true_ill else bool(called[index])
-        total += of_all or (considered and (before or both_ways))
-        if considered and (before or both_ways):
-            after = margin(classifier, _drawn(film.spec.without(part))) > 0
-            turned += after != before if both_ways else not after
-    return float(turned) if count else turned / total if total else float("nan")
+    verdicts = _verdicts(classifier, films, part)
+    turn = sum(turns(film) for film in verdicts if among(film))
+    total = sum(map(per or among, verdicts))
+    if asks and not total:
+        return nothing
+    return float(turn) if count else turn / total
 
 
 TURNED: Mistakes = {
     "of all films": (
-        {"of_all": True},
+        {"per": lambda film: True},
         "a film without the part cannot turn. Divide by the films that could.",
     ),
+    "of all that show the part": (
+        {"per": lambda film: film.shows},
+        "you divide by all films that show the part. Only those that the model calls ill can be "
+        "called healthy afterwards: divide by their number.",
+    ),
     "of the truly ill": (
-        {"true_ill": True},
+        {"among": lambda film: film.shows and film.ill},
         "you start from the truth. The question is whether the model's *answer* turns: start from "
         "the films that it calls ill.",
     ),
-    "both ways": ({"both_ways": True}, "you also count films that were called healthy before."),
+    "both ways": (
+        {"among": lambda film: film.shows, "turns": lambda film: film.before != film.after},
+        "you also count films that were called healthy before.",
+    ),
+    "the other way": (
+        {"among": lambda film: film.shows and not film.before, "turns": lambda film: film.after},
+        "you start from the films that are called healthy, and count those called ill without the "
+        "part. Wanted is the other direction.",
+    ),
+    "those that stay": (
+        {"turns": lambda film: film.after},
+        "these are the films that are still called ill without the part. Wanted are those that "
+        "turn.",
+    ),
     "a number of films": ({"count": True}, "the task asks for a share."),
-    "constant": (lambda **_: 0.0, "is the film drawn again, and is the model asked again?"),
+    "no film, no turn": (
+        {"nothing": 0.0},
+        "where no film shows the part and is called ill, there is nothing to take a share of: "
+        'return float("nan"), not 0.',
+    ),
+    "divided by nothing": (
+        {"asks": False},
+        "the number of films that you divide by may be 0. Ask for that before you divide, and "
+        'return float("nan").',
+    ),
+    "constant": (
+        lambda **_: 0.0,
+        "this is 0 for every model and every part. Is the film drawn again, and is the model asked "
+        "again?",
+    ),
 }
+
+
+def _undecided(classifier: Classifier, films: Radiographs, part: str) -> Classifier:
+    """A classifier that calls one of the films healthy, and ill once the part is drawn away."""
+    film = _most_against(classifier, films, part)
+    return leaning(classifier, effect(classifier, film, part) / 2 - margin(classifier, film))
 
 
 @exercise("hw06.turned", turned, TURNED)
 def check_turned(answer: Answer, known: Exercise) -> Iterator[str]:
-    """The share of verdicts that turn, for two models and two parts, each on a small set."""
-    elsewhere = Radiographs(15, 3)
+    """The share of verdicts that turn, for models and parts that turn all, some, or no films."""
+    here, elsewhere = _films(15, 9), _films(15, 3, True)
+    a, b = _both().values()
     asked = [
         {"classifier": model, "films": films, "part": part}
-        for model in _both().values()
-        for films, part in ((_films(15, 9), "consolidation"), (elsewhere, "catheter"))
+        for model, films, part in (
+            (a, here, "consolidation"),
+            (b, here, "consolidation"),
+            (a, elsewhere, "catheter"),
+            (b, elsewhere, "catheter"),
+            (_undecided(a, elsewhere, "marker"), elsewhere, "marker"),
+            (_undecided(b, elsewhere, "marker"), elsewhere, "marker"),
+            (leaning(a, -99), here, "consolidation"),  # calls nobody ill
+            (leaning(b, 99), _films(1, 3, True), "consolidation"),  # a healthy film alone
+        )
     ]
-    answer, numbers = remembered(answer), _numbers(asked, "the share")
-    numbers(answer)()
-    yield "a number"
+    of = _numbers(asked, "the share")
     compare(
         answer,
         known,
         [{}],
-        of=numbers,
+        of=lambda function: lambda: of(_even_of_none(function))().nan_to_num(-1),
         what="the share",
         hint="two conditions choose the films: the part is there, and the model calls it ill.",
     )
-    yield "the right share for two models and two parts"
+    yield "the right share for eight models, parts and sets of films, and NaN where there is none"
+
+
+def _even_of_none(function: Answer) -> Answer:
+    """The function; where it divides by 0 it gives −2, no share and not NaN."""
+
+    def asked(**case: Any) -> Any:
+        try:
+            return function(**case)
+        except ZeroDivisionError:
+            return -2.0
+
+    return asked
 
 
 # The verdict ---------------------------------------------------------------------------------
