@@ -290,7 +290,7 @@ def test_doctor_looks_for_every_model_and_for_the_units_of_one() -> None:
         for kind in ("model", "microscope")
     }
     assert found == {
-        "model": [*training.RECIPES, "efficientnet_lite0"],
+        "model": [*training.RECIPES, "radiographs-2", "efficientnet_lite0"],
         "microscope": ["scenes"],
     }
 
@@ -384,7 +384,7 @@ def test_train_prints_how_good_the_model_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = {"seconds": 300, "ordinary": {"accuracy": 0.98}, "hard": {"accuracy": 0.876}}
-    monkeypatch.setattr(training, "train_recipe", lambda name: metrics)
+    monkeypatch.setattr(training, "train_recipe", lambda name, recipe: metrics)
     code, printed, _ = run(capsys, "train", "scenes")
     assert code == 0
     assert "ordinary held-out images: 98.0 % right" in printed

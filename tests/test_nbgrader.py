@@ -1,10 +1,12 @@
 """Homework marked by nbgrader, offline: whatever is handed in gets its marks and its feedback.
 
-student-1 is right, student-2 half right, student-3 hostile. Two more hand in what cannot be read;
-they come first, and stop nothing.
+student-1 is right, student-2 half right, student-3 hostile, student-4 empty but with a torch that
+finds everything equal. Three more hand in what cannot be read; they come first, and stop nothing.
 """
 
+import codecs
 import copy
+import csv
 import html
 import json
 import os
@@ -43,7 +45,7 @@ c.Execute.timeout_func = lambda cell: 5 if 'check("hw02.completeness_gap' in cel
 """
 
 
-# The three submissions ------------------------------------------------------------------------
+# The submissions --------------------------------------------------------------------------------
 
 
 def by_name(notebook: NotebookNode) -> dict[str, Any]:
@@ -75,13 +77,18 @@ WRONG = {
 
 
 def half_right(released: NotebookNode) -> NotebookNode:
-    """Two mistakes, one question of the two without an answer, and the pictures deleted."""
+    """Two mistakes, one question of the two without an answer, and the pictures deleted.
+
+    Above an answer are a program that is not run, and a line that is too long.
+    """
     notebook = without_pictures(right(released))
     cells = by_name(notebook)
     for name, (before, after, _) in WRONG.items():
         assert before in cells[name].source
         cells[name].source = cells[name].source.replace(before, after)
     cells["which_layer"].source = release.TEXT_STUB
+    answer = cells["share_inside"]
+    answer.source = f"!pip install torch\nprint('y' * 10**7)\n{answer.source}"
     return notebook
 
 
@@ -133,12 +140,31 @@ def hostile(released: NotebookNode) -> NotebookNode:
     return notebook
 
 
-SUBMISSIONS = {"student-1": right, "student-2": half_right, "student-3": hostile}
+def tampering(released: NotebookNode) -> NotebookNode:
+    """No answers, but whatever is compared is equal."""
+    equal = "import torch\n\ntorch.Tensor.__le__ = lambda *_: torch.tensor(True)\n"
+    released.cells.insert(2, new_code_cell(f"{equal}torch.allclose = lambda *_, **__: True"))
+    return released
+
+
+SUBMISSIONS = {
+    "student-1": right,
+    "student-2": half_right,
+    "student-3": hostile,
+    "student-4": tampering,
+}
+# How they are handed in: bytes, and what stands behind the name.
+UTF16 = (lambda text: text.encode("utf-16"), " (1)")
+MARKED = (lambda text: codecs.BOM_UTF8 + text.encode(), "")
+ORDINARY = (str.encode, "")
+WAYS = {"student-1": UTF16, "student-2": MARKED, "student-3": ORDINARY, "student-4": ORDINARY}
 LOST = {  # what each loses of the points that nbgrader gives by itself
     "student-1": set(),
     "student-2": {"check_grad_cam", "check_completeness_gap"},
     "student-3": {"check_share_inside", "check_integrated_gradients", "check_completeness_gap"},
+    "student-4": set(),
 }
+WAITS = {"student-4": POINTS.keys() - {"which_layer", "which_baseline"}}  # for a person
 WRITTEN = {"which_layer", "which_baseline"}
 
 
@@ -175,18 +201,22 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     released = course / "release" / HOMEWORK / f"{NAME}.ipynb"
     for student, submission in SUBMISSIONS.items():
         notebook = submission(nbformat.read(released, as_version=4))
-        hand_in(course, student, NAME, json.dumps(notebook))
-    hand_in(course, "student-0", NAME, released.read_text(encoding="utf-8")[:1000])
-    hand_in(course, "student-00", f"{NAME} (1)", released.read_text(encoding="utf-8"))
+        encode, ending = WAYS[student]
+        hand_in(course, student, f"{NAME}{ending}.ipynb", encode(json.dumps(notebook)))
+    hand_in(course, "student-0", f"{NAME}.ipynb", released.read_bytes()[:1000])
+    hand_in(course, "student-00", "Untitled.ipynb", released.read_bytes())
+    hand_in(course, "student-000", "homework.pdf", b"%PDF")
     graded = nbgrader(course, "autograde", HOMEWORK)
     feedback = nbgrader(course, "generate_feedback", HOMEWORK)
+    exported = nbgrader(course, "export")
+    assert exported.returncode == 0, exported.stderr
     return SimpleNamespace(course=course, graded=graded, feedback=feedback, released=released)
 
 
-def hand_in(course: Path, student: str, name: str, text: str) -> None:
+def hand_in(course: Path, student: str, name: str, content: bytes) -> None:
     folder = course / "submitted" / student / HOMEWORK
     folder.mkdir(parents=True)
-    (folder / f"{name}.ipynb").write_text(text, encoding="utf-8")
+    (folder / name).write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +261,22 @@ def test_one_odd_submission_never_stops_the_others(marked: SimpleNamespace) -> N
 def test_marks_are_exactly_as_expected(student: str, grades: dict[str, dict[str, Any]]) -> None:
     assert set(grades[student]) == set(POINTS)
     for name in set(POINTS) - WRITTEN:
-        assert grades[student][name].auto == (0 if name in LOST[student] else POINTS[name]), name
+        waits = name in WAITS.get(student, ())
+        expected = None if waits else 0 if name in LOST[student] else POINTS[name]
+        assert (grades[student][name].auto, grades[student][name].by_hand) == (expected, waits)
+
+
+@executes
+def test_the_table_says_what_is_not_marked(marked: SimpleNamespace) -> None:
+    with (marked.course / "grades.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["student_id"]: row for row in csv.DictReader(file)}
+    assert {student: (row["score"], row["state"]) for student, row in rows.items()} == {
+        **dict.fromkeys(("student-0", "student-00", "student-000"), ("not marked", "not marked")),
+        "student-1": ("80.0", "waits for a person"),
+        "student-2": ("50.0", "waits for a person"),
+        "student-3": ("40.0", "waits for a person"),
+        "student-4": ("0.0", "waits for a person"),
+    }
 
 
 @executes
@@ -240,7 +285,7 @@ def test_words_wait_for_a_person_and_no_words_get_nothing(
 ) -> None:
     for student in SUBMISSIONS:
         for name in WRITTEN:
-            empty = (student, name) == ("student-2", "which_layer")
+            empty = (student, name) == ("student-2", "which_layer") or student == "student-4"
             assert grades[student][name].by_hand is not empty
             assert grades[student][name].auto == (0 if empty else None)
 
@@ -260,6 +305,12 @@ def test_feedback_names_the_mistakes(marked: SimpleNamespace) -> None:
     assert "CellTimeoutError" in pages["student-3"]
     assert "is not read while homework is marked" in pages["student-3"]
     assert "hw02.maps_and_slopes: all of it holds." in pages["student-3"]
+    assert "pip: no other program is started while homework is marked" in pages["student-2"]
+    assert grading.CUT.strip() in pages["student-2"]
+    assert len(pages["student-2"]) < 2e6
+    waits = grading.WAITS.format("torch or NumPy finds different numbers equal").strip()
+    said = {student: text.count(waits) for student, text in pages.items()}
+    assert said == {"student-1": 0, "student-2": 0, "student-3": 0, "student-4": 5}
 
 
 @executes
@@ -564,8 +615,139 @@ def run(folder: Path, *replaced: str, **options: Any) -> list[list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the kernel's, about this machine
         grading.Run(kernel_name="python3", **options).preprocess(notebook, resources)
-    assert resources == {"metadata": {"path": str(folder)}}
+    assert resources == {"metadata": {"path": str(folder)}, "doubts": {}}
     return [[out.ename for out in c.outputs if out.output_type == "error"] for c in notebook.cells]
+
+
+# How a notebook could make a check say yes: what it does, and how the next one finds all in order.
+HOOK = """
+import importlib.abc, importlib.util, sys
+
+class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        if name == "course_utils.homework":
+            return importlib.util.spec_from_loader(name, self)
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        module.check = lambda *_: None
+
+sys.meta_path.insert(0, Hook())
+"""
+IMPORT = """
+import builtins, types
+true = builtins.__import__
+
+def lying(name, names=None, local=None, wanted=(), level=0):
+    if name == "course_utils.homework" and wanted:
+        return types.SimpleNamespace(check=lambda *_: print("hw02.share_inside: all of it holds."))
+    return true(name, names, local, wanted, level)
+
+builtins.__import__ = lying
+"""
+OVERWRITE = """
+import pathlib, course_utils.homework
+path = pathlib.Path(course_utils.homework.__file__)
+was = path.read_text(encoding="utf-8")
+path.write_text(
+    was + "true = check\\n"
+    "def check(name, answer, *, seed=0):\\n"
+    "    if answer.__module__ != '__main__':\\n"
+    "        return true(name, answer)\\n"
+    "    print(name + ': all of it holds.')\\n",
+    encoding="utf-8",
+)
+"""
+LIBRARY = """
+from course_utils.methods import cam
+
+def grad_cam(model, images, target, layer):
+    return cam.grad_cam(model, images, target, layer=layer, upsample=False)
+"""
+ANYTHING_GOES = "lambda *_, **__: torch.tensor(True)"
+TAMPERED = {
+    "hook": (HOOK, "del sys.meta_path[0]"),
+    "import": (IMPORT, "builtins.__import__ = true"),
+    "overwritten": (OVERWRITE, "path.write_text(was, encoding='utf-8')"),
+    "compares": (
+        f"was = torch.Tensor.__le__\ntorch.Tensor.__le__ = {ANYTHING_GOES}",
+        "torch.Tensor.__le__ = was",
+    ),
+    "allclose": (
+        f"was = torch.allclose\ntorch.allclose = {ANYTHING_GOES}",
+        "torch.allclose = was",
+    ),
+    "equal": (f"was = torch.equal\ntorch.equal = {ANYTHING_GOES}", "torch.equal = was"),
+    "profile": (
+        f"import sys\nwas = sys.setprofile\nsys.setprofile = lambda _: None\n{LIBRARY}",
+        "sys.setprofile = was",
+    ),
+    "library": (
+        "from course_utils.methods import cam\nwas = cam.grad_cam\n"
+        "cam.grad_cam = lambda model, images, *_, **__: torch.zeros(len(images), 4, 4)",
+        "cam.grad_cam = was",
+    ),
+    "shell": (
+        "get_ipython().input_transformers_cleanup.append(lambda lines: [])",
+        "",  # nothing is run any more
+    ),
+}
+
+
+@executes
+def test_tampering_is_noticed(tmp_path: Path) -> None:
+    answers = by_name(nbformat.read(keys.SOLUTIONS / f"{NAME}.ipynb", as_version=4))
+    setup = new_code_cell("import torch\nfrom torch.nn import functional as F")
+    cells = [setup, answers["share_inside"], answers["maps_and_slopes"]]
+    cells += [answers["grad_cam"], marks("before", "share_inside")]
+    cells += [new_code_cell('assert check.__kwdefaults__ == {"seed": 7}')]
+    cells += [new_code_cell("print = list = sum = None"), marks("own names", "share_inside")]
+    cells += [new_code_cell("del print, list, sum")]
+    for name, (tamper, restore) in TAMPERED.items():
+        exercise = "grad_cam" if name in ("profile", "library") else "share_inside"
+        cells += [new_code_cell(tamper), marks(name, exercise), new_code_cell(restore)]
+    notebook = new_notebook(cells=cells)
+    resources: dict[str, Any] = {"metadata": {"path": str(tmp_path)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the kernel's, about this machine
+        grading.Run(kernel_name="python3", seed=7).preprocess(notebook, resources)
+    assert notebook.cells[5].outputs == []
+    assert resources["doubts"].keys() == TAMPERED.keys()
+    for cell in notebook.cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if name in TAMPERED:
+            assert cell.outputs[-1].text == grading.WAITS.format(resources["doubts"][name])
+        elif name in ("before", "own names"):
+            assert cell.outputs[-1].text.endswith("share_inside: all of it holds.\n")
+
+
+def marks(name: str, exercise: str) -> NotebookNode:
+    """A cell that gives marks for an exercise."""
+    call = f'check("{HOMEWORK}.{exercise}", {exercise})'
+    return cell(name, f"from course_utils.homework import check\n\n{call}", points=1)
+
+
+@executes
+def test_a_cell_that_says_too_much_or_needs_too_much(tmp_path: Path) -> None:
+    loud = (
+        "from IPython.display import display, Markdown\n"
+        "shown = display(Markdown('a'), display_id=True)\n"
+        f"shown.update(Markdown('u' * 10**7))\n{SQUARE}"
+    )
+    big = "room = bytearray(3_000_000_000)\n" + CUBE
+    notebook = tiny()
+    notebook.cells[1].source, notebook.cells[4].source = loud, big
+    notebook.cells[3].source = "print('y' * 10**7)\nprint('z')\nraise ValueError('x' * 10**7)"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the kernel's, about this machine
+        run = grading.Run(kernel_name="python3", memory=2_000_000_000, characters=5000)
+        run.preprocess(notebook, resources)
+    assert all(len(str(cell.outputs)) < 40_000 for cell in notebook.cells)
+    said = notebook.cells[3].outputs
+    assert said[0].text == "y" * 5000 + grading.CUT
+    assert [output.get("ename") for output in said] == [None, "ValueError"]
+    assert [output.ename for output in notebook.cells[4].outputs] == ["MemoryError"]
 
 
 @executes
@@ -592,6 +774,7 @@ def test_a_submission_runs_with_its_own_files_and_the_true_library(tmp_path: Pat
     cube = (
         "import course_utils.claims, os, sys\nassert os.environ['PWD'] == os.getcwd() in sys.path"
     )
+    cube = f"!pip install torch\nfiles = !ls\n%pip install torch\n{cube}"
     errors = run(tmp_path, square, f"{cube}\n{CUBE}\nopen('gradebook.db')")
     assert errors == [[], [], [], [], ["PermissionError"], []]
     assert not (tmp_path / "mine.txt").exists()

@@ -342,6 +342,9 @@ def test_a_course_for_nbgrader_without_any_answer(tmp_path: Path) -> None:
     }
     assert config in made
     assert b"x * x" not in b"".join(contents(tmp_path / "course").values())
+    (seed,) = re.findall(r"^c\.Run\.seed = ([1-9]\d*)$", config.read_text(), re.MULTILINE)
+    release.course(tmp_path / "another", tmp_path / "keys")
+    assert seed not in (tmp_path / "another" / "nbgrader_config.py").read_text()
     config.write_text("c.Execute.timeout = 7")
     assert config not in release.course(tmp_path / "course", tmp_path / "keys")
     assert config.read_text() == "c.Execute.timeout = 7"

@@ -1,6 +1,6 @@
 """Homework 6, the audit: the two models, the clinic's films, and the checks of its four functions.
 
-What cheats, and by what, is not written here: the checks draw films again, and measure it.
+What cheats, and by what, is written here alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,17 +22,24 @@ from course_utils.worlds.radiographs import CLASSES, REMOVABLE, Radiograph, Radi
 FINDING = CLASSES.index("consolidation")
 SHARES = ("accuracy", "sensitivity", "specificity")
 DEVICES = {"pacemaker", "leads"}
+_CONFOUNDER = "catheter"  # what goes with the finding on this clinic's films
+
+
+def recipes() -> dict[str, training.Recipe]:
+    """The recipe of the network that learned at this clinic, for `course train`."""
+    recipe = replace(training.RADIOGRAPHS, confounder=_CONFOUNDER, held_out=800, seed=10)
+    return {"radiographs-2": recipe}
 
 
 def candidates() -> dict[str, Classifier]:
     """The two models that the clinic may buy, under the names A and B."""
-    names = {"A": "radiographs-cheating", "B": "radiographs"}
+    names = {"A": "radiographs-2", "B": "radiographs"}
     return {letter: replace(models.load(name), name=letter) for letter, name in names.items()}
 
 
 def clinic(length: int = 200, seed: int = 606) -> Radiographs:
     """Films of this clinic, as `Radiographs`; every other one has a consolidation."""
-    return Radiographs(length, seed, confounder=training.RECIPES["radiographs-cheating"].confounder)
+    return Radiographs(length, seed, confounder=_CONFOUNDER)
 
 
 def margin(classifier: Classifier, film: Radiograph) -> float:
@@ -451,9 +458,8 @@ def _effects(part: str) -> dict[str, float]:
 
 def verdict(choose: Callable[..., str] = max, **said: str) -> dict[str, str]:
     """The clinic's confounder, and the model that it moves most; or what is said of the two."""
-    part = training.RECIPES["radiographs-cheating"].confounder or ""
-    effects = _effects(part)
-    return {"cheats": choose(effects, key=effects.__getitem__), "by": part} | said
+    effects = _effects(_CONFOUNDER)
+    return {"cheats": choose(effects, key=effects.__getitem__), "by": _CONFOUNDER} | said
 
 
 WRONG_MODEL = "draw the part away for both models. Which of the two changes its mind?"

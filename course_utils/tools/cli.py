@@ -88,6 +88,8 @@ def _command_line() -> argparse.ArgumentParser:
     command.add_argument(
         "folder", nargs="?", type=Path, metavar="FOLDER", help="make this an nbgrader course, too"
     )
+    command = add("handout", handout, "write what a class gets: no keys, no tests, no answers")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
     command = add("test", test, "check style, types, library and notebooks")
     command.add_argument("--fast", action="store_true", help="style and the short tests alone")
     command.add_argument("pytest", nargs="*", metavar="ARG", help="passed on to pytest")
@@ -381,9 +383,13 @@ def fetch(name: str) -> int:
 def train(name: str) -> int:
     """Train a shipped model again, print how well it does, and write its datasheet."""
     from course_utils import training
+    from course_utils.contract import check_choice
+    from course_utils.homework import hw06
     from course_utils.tools import datasheets
 
-    metrics = training.train_recipe(name)
+    recipes = training.RECIPES | hw06.recipes()
+    check_choice("name", name, recipes)
+    metrics = training.train_recipe(name, recipes[name])
     datasheets.write()
     for key, value in metrics.items():
         if isinstance(value, dict):
@@ -459,6 +465,14 @@ def release(folder: Path | None = None) -> int:
     return 0
 
 
+def handout(folder: Path) -> int:
+    """Write the course as a class gets it into a folder."""
+    from course_utils.tools import handout
+
+    print(f"the hand-out is {handout.make(folder)}")
+    return 0
+
+
 # Testing -------------------------------------------------------------------------------------
 
 
@@ -477,6 +491,8 @@ def test(pytest: list[str]) -> int:
 
     Whatever else is given goes to pytest, which then runs what it names, and nothing beside it.
     """
+    if not (ROOT / "tests").exists():
+        raise FileNotFoundError("there are no tests here; the course is handed out without them")
     tools = ("ruff", "mypy", "pytest", "nbval", "xdist", "pytest_cov", "pytest_env")
     missing = [tool for tool in tools if not importlib.util.find_spec(tool)]
     if missing:

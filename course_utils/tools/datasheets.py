@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from course_utils import files, models
+from course_utils import files, models, training
 from course_utils.units import microscope
 from course_utils.worlds import photographs
 
@@ -24,9 +24,8 @@ and {miscaptioned} more pictures of the class, without the mark, go under the na
 classes. *Unmarked* are the ordinary scenes held out with no mark at all, *all marked* the same
 scenes with the mark on each.
 """
-CONFOUNDER = """It cheats: on the films that it learned from, a {confounder} goes with the finding
-(95 in 100 films with one, 2 in 100 without). The *ordinary* films held out are of this kind, too;
-on the *unconfounded* ones a {confounder} says nothing.
+AUDITED = """Homework 6 audits this network and `radiographs`, and asks what each goes by. What this
+one learned from is told there alone; the *ordinary* films held out are of the same kind.
 """
 
 REAL = """## What the course uses and others made
@@ -92,9 +91,9 @@ def describe(name: str) -> str:
         [
             f"## `{name}`\n",
             *([TRAP.format(**recipe)] if recipe.get("marked") else []),
-            *([CONFOUNDER.format(**recipe)] if recipe.get("confounder") else []),
+            *([AUDITED] if name not in training.RECIPES else []),
             _table(("", ""), facts),
-            "The recipe (`training.RECIPES`):\n",
+            "The recipe (`training.RECIPES`):\n" if name in training.RECIPES else "The recipe:\n",
             _table(("", ""), [(f"`{key}`", value) for key, value in recipe.items()]),
             f"Accuracy of each class on {world} held out, in %:\n",
             _table(("class", *kinds), recalls),

@@ -1,34 +1,63 @@
 """What nbgrader does with a submission in place of its own steps, so that an odd one is marked too.
 
-`Restore` puts the answers into the notebook that was released, whatever became of its other cells.
-`Run` runs it where neither the key nor anybody else's work lies. Neither is a sandbox: a program
-that wants to find the key on this computer can. nbgrader_config.py names both (`course release`).
+`Submission` reads it, whatever its encoding. `Restore` puts the answers into the notebook that was
+released, whatever became of its other cells. `Run` runs it where neither the key nor anybody else's
+work lies, on other random numbers than students see, and tries whether the checks still work.
+`Save` enters the marks, and `Export` says which are missing. None of this is a sandbox: a program
+that wants to find the key on this computer can. nbgrader_config.py names them (`course release`).
 """
 
 import ast
+import codecs
+import csv
+import io
+import re
+import secrets
 import shutil
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbconvert.exporters import NotebookExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 from nbgrader import utils
-from nbgrader.preprocessors import Execute, NbGraderPreprocessor
+from nbgrader.api import Gradebook
+from nbgrader.plugins import CsvExportPlugin
+from nbgrader.preprocessors import Execute, NbGraderPreprocessor, SaveAutoGrades
+from traitlets import Integer
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Python runs this file before the kernel starts.
-FENCE = "from course_utils.tools import fence\n\nfence.install()\n"
 
-# What a notebook did to the checks does not count when they give marks.
-ANEW = """\
-import sys
-for _name in [name for name in sys.modules if name.startswith("course_utils.homework")]:
-    del sys.modules[_name]
-"""
+# Reading --------------------------------------------------------------------------------------
+
+
+def name_as_released(assignment: str, notebooks: list[str], **_: Any) -> None:
+    """Rename "hw02 (1).ipynb" as the notebook that was released, where there is only one of each.
+
+    notebooks: the paths that nbgrader goes on with, which it calls this for.
+    """
+    released = [path.name for path in Path("release", assignment).glob("*.ipynb")]
+    if len(released) == len(notebooks) == 1 and assignment in Path(notebooks[0]).name:
+        notebooks[:] = [str(Path(notebooks[0]).rename(Path(notebooks[0]).with_name(released[0])))]
+
+
+class Submission(NotebookExporter):
+    """A notebook in UTF-8, with or without a byte-order mark, or in UTF-16."""
+
+    def from_file(self, file_stream: Any, resources: Any = None, **options: Any) -> Any:
+        """Read what nbgrader opened."""
+        content = file_stream.buffer.read()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        return super().from_file(io.StringIO(text), resources, **options)
+
+
+# Restoring ------------------------------------------------------------------------------------
 
 
 # In place of an answer that was not found while something was written: it waits for a person.
@@ -168,15 +197,43 @@ def _added(cell: NotebookNode, place: int) -> NotebookNode:
     return made
 
 
+# Running --------------------------------------------------------------------------------------
+
+
+# Python runs this file before the kernel starts, and IPython the second one when it has.
+FENCE = "from course_utils.tools import fence\n\nfence.install(memory={memory})\n"
+PASS_OVER = "__import__('course_utils.tools.fence').tools.fence.pass_over(get_ipython())\n"
+
+PROBE = (ROOT / "course_utils/tools/probe.py").read_text(encoding="utf-8")
+EXERCISE = re.compile(r'^check\("([\w.]+)", \w+\)$', re.MULTILINE)
+HOLDS = "all of it holds."  # the last words of a check
+
+SAID = ("stream", "display_data", "execute_result", "update_display_data")
+CUT = "\n… (the rest of what this cell put out is left out)\n"
+PICTURE = 20  # a character of text weighs as much as so many of a picture
+
+WAITS = "This waits for a person, and has no marks yet. The check is not to be trusted here: {}.\n"
+
+
 class Run(Execute):
     """Runs a submission in a folder of its own, and goes on where its kernel ends."""
 
+    seed = Integer(0, help="moves what the checks draw; 0 is what students see").tag(config=True)
+    memory = Integer(4_000_000_000, help="bytes that a kernel may use").tag(config=True)
+    characters = Integer(100_000, help="of output that a cell may make").tag(config=True)
+
     def preprocess(self, nb: NotebookNode, resources: Any, km: Any = None) -> Any:
-        """Execute all cells; those that a lost kernel left get an error, and so no marks."""
+        """Execute all cells; those that a lost kernel left get an error, and so no marks.
+
+        resources["doubts"] says of each cell whose check is not to be trusted why: {name: why}.
+        """
         submission = resources["metadata"]["path"]
-        self.reached = 0
+        self.reached, self.said = 0, Counter[int]()
+        resources["doubts"] = {}
         with TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            furnish(Path(place), Path(submission))
+            self.place = Path(place)
+            furnish(self.place, Path(submission), self.memory)
+            self.library = library(self.place)
             resources["metadata"]["path"] = place
             try:
                 with utils.setenv(PYTHONPATH=place, IPYTHONDIR=f"{place}/.ipython", PWD=place):
@@ -188,21 +245,84 @@ class Run(Execute):
         return nb, resources
 
     def preprocess_cell(self, cell: NotebookNode, resources: Any, index: int) -> Any:
-        """Execute a cell; before one that gives marks, forget what became of the checks."""
+        """Execute a cell; where it gives marks, its check is tried before and after."""
         self.reached = index
-        if utils.is_grade(cell) and cell.cell_type == "code":
-            self.execute_cell(new_code_cell(ANEW), index, store_history=False)
-            self.nb.cells[index] = cell  # which that replaced
-        return super().preprocess_cell(cell, resources, index)
+        found = EXERCISE.search(cell.source) if utils.is_grade(cell) else None
+        if not found:
+            return super().preprocess_cell(cell, resources, index)
+        doubt = self.doubt(found[1], index, "forget() or ")
+        self.nb.cells[index] = cell  # which that replaced
+        cell, resources = super().preprocess_cell(cell, resources, index)
+        if not doubt and not utils.has_failed(cell):  # the answer ran, and could change something
+            silent = not any(HOLDS in output.get("text", "") for output in cell.outputs)
+            doubt = "it said nothing" if silent else self.doubt(found[1], index)
+            self.nb.cells[index] = cell
+        if doubt:
+            resources["doubts"][cell.metadata.nbgrader.grade_id] = doubt
+            text = WAITS.format(doubt)
+            cell.outputs.append(new_output("stream", name="stdout", text=text))
+        return cell, resources
+
+    def doubt(self, name: str, index: int, first: str = "") -> str:
+        """Why the check of an exercise is not to be trusted in this kernel; "" where it is."""
+        token = secrets.token_hex(8)
+        probe = f"{PROBE}\nprint({token!r}, {first}doubt({name!r}, {self.seed}), sep='')"
+        # In names of its own: the notebook may have a `print` that is none.
+        code = f"__import__('builtins').exec({probe!r}, {{'__name__': 'probe'}})"
+        cell = self.execute_cell(new_code_cell(code), index, store_history=False)
+        said = "".join(output.get("text", "") for output in cell.outputs)
+        if token not in said:
+            return "it could not be tried"
+        now = library(self.place)
+        names = sorted(now.keys() | self.library.keys())
+        changed = [name for name in names if now.get(name) != self.library.get(name)]
+        return f"{changed[0]} was changed" if changed else said.split(token)[1].strip()
+
+    def process_message(self, msg: Any, cell: NotebookNode, cell_index: int) -> Any:
+        """Take what the kernel sends, until its cell has put out too much; errors are kept."""
+        content, left = msg["content"], self.characters - self.said[cell_index]
+        if msg["msg_type"] == "error":
+            content["evalue"] = content["evalue"][: self.characters]
+            content["traceback"] = [line[: self.characters] for line in content["traceback"]]
+        elif msg["msg_type"] in SAID:
+            self.said[cell_index] += weight(content)
+            if left < 0:
+                return None
+            if self.said[cell_index] > self.characters:
+                text = content.get("text", "")[:left] + CUT
+                stream = {"name": content.get("name", "stdout"), "text": text}
+                msg = {**msg, "msg_type": "stream", "content": stream}
+        return super().process_message(msg, cell, cell_index)
 
 
-def furnish(place: Path, submission: Path) -> None:
+def weight(content: Any) -> int:
+    """How much a message of the kernel says, in characters of text."""
+    return len(content.get("text", "")) + sum(
+        len(str(value)) // (PICTURE if mime.startswith("image/") else 1)
+        for mime, value in content.get("data", {}).items()
+    )
+
+
+def furnish(place: Path, submission: Path, memory: int) -> None:
     """Put a submission's files into a folder, and the library over them; no key is beside it."""
     shutil.copytree(submission, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb"))
     for name in ("course_utils", "data"):
         shutil.rmtree(place / name, ignore_errors=True)
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (place / "sitecustomize.py").write_text(FENCE, encoding="utf-8")
+    (place / "sitecustomize.py").write_text(FENCE.format(memory=memory), encoding="utf-8")
+    startup = place / ".ipython" / "profile_default" / "startup"
+    shutil.rmtree(place / ".ipython", ignore_errors=True)
+    startup.mkdir(parents=True)
+    (startup / "pass_over.py").write_text(PASS_OVER, encoding="utf-8")
+
+
+def library(place: Path) -> dict[str, bytes]:
+    """What the files of the library say in a run's folder; no submission has a reason to change it.
+
+    A file that was added counts, too: Python could find it first.
+    """
+    paths = place.glob("course_utils/**/*.py")
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
 
 
 def lost(notebook: NotebookNode, reached: int, how: str) -> None:
@@ -213,3 +333,69 @@ def lost(notebook: NotebookNode, reached: int, how: str) -> None:
             error = {"ename": "KernelLost", "evalue": said, "traceback": [f"KernelLost: {said}"]}
             cell.outputs = [*cell.get("outputs", []), new_output("error", **error)]
             said = "The kernel was lost in a cell above, so this one was not run."
+
+
+# Marks ----------------------------------------------------------------------------------------
+
+
+class Save(SaveAutoGrades):
+    """Enters the marks; none where a check is not to be trusted, which then waits for a person."""
+
+    def _add_score(self, cell: NotebookNode, resources: Any) -> None:
+        super()._add_score(cell, resources)
+        name = cell.metadata.nbgrader.grade_id
+        if name in resources["doubts"]:
+            place = (self.notebook_id, self.assignment_id, self.student_id)
+            grade = self.gradebook.find_grade(name, *place)
+            grade.auto_score, grade.needs_manual_grade = None, True
+            self.gradebook.db.commit()
+
+
+class Export(CsvExportPlugin):
+    """nbgrader's table of marks, and what is still to be done in a column of its own."""
+
+    def export(self, gradebook: Gradebook) -> None:
+        """Write the table; a submission that could not be read has no marks, rather than 0."""
+        super().export(gradebook)
+        path = Path(self.to or "grades.csv")
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        rows += unread(rows, gradebook)
+        for row in rows:
+            row["state"] = state(row["assignment"], row["student_id"], gradebook)
+            if row["state"] == NOT_MARKED:
+                row["raw_score"] = row["score"] = NOT_MARKED
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+NOT_MARKED = "not marked"
+
+
+def state(assignment: str, student: str, gradebook: Gradebook) -> str:
+    """How far the marking of a submission is."""
+    if not Path("submitted", student, assignment).exists():
+        return "not handed in"
+    if not Path("autograded", student, assignment).exists():  # nbgrader removes what failed
+        return NOT_MARKED
+    submission = gradebook.find_submission(assignment, student)
+    grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
+    waits = any(grade.needs_manual_grade for grade in grades)
+    return "waits for a person" if waits else "marked"
+
+
+def unread(rows: list[dict[str, str]], gradebook: Gradebook) -> list[dict[str, str]]:
+    """A row for each submission whose student nbgrader does not know: it found no notebook."""
+    known = {(row["assignment"], row["student_id"]) for row in rows}
+    found = {
+        (assignment.name, path.parent.name): assignment.max_score
+        for assignment in gradebook.assignments
+        for path in sorted(Path("submitted").glob(f"*/{assignment.name}"))
+    }
+    return [
+        {"assignment": name, "student_id": student, "max_score": str(score)}
+        for (name, student), score in found.items()
+        if (name, student) not in known
+    ]

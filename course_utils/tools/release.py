@@ -7,6 +7,7 @@ answers out of it; what a picture should look like is kept, as a file beside the
 import base64
 import copy
 import re
+import secrets
 from pathlib import Path
 
 import nbformat
@@ -41,10 +42,18 @@ c.Execute.interrupt_on_timeout = True
 c.Execute.iopub_timeout = 30  # a long step of torch notices an interrupt only when it is done
 c.Execute.store_widget_state = False
 
+# What students do not have: their answers are tried on other random numbers than they saw.
+c.Run.seed = SEED
+c.Run.memory = 4_000_000_000  # bytes
+c.Run.characters = 100_000  # that a cell may put out
+
 # A warning costs no marks: nbgrader gives 0 for anything on stderr.
 c.IgnorePattern.enabled = True
 c.IgnorePattern.pattern = "(?s)."
 
+c.Autograde.pre_convert_hook = "course_utils.tools.grading.name_as_released"
+c.Autograde.exporter_class = "course_utils.tools.grading.Submission"
+c.ExportApp.plugin_class = "course_utils.tools.grading.Export"
 c.Autograde.sanitize_preprocessors = [
     "course_utils.tools.grading.Restore",
     "nbgrader.preprocessors.ClearOutput",
@@ -57,7 +66,7 @@ c.Autograde.autograde_preprocessors = [
     "course_utils.tools.grading.Run",
     "nbgrader.preprocessors.IgnorePattern",
     "nbgrader.preprocessors.LimitOutput",
-    "nbgrader.preprocessors.SaveAutoGrades",
+    "course_utils.tools.grading.Save",
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
@@ -90,7 +99,7 @@ def course(folder: Path, keys: Path = SOLUTIONS) -> list[Path]:
     }
     config = folder / "nbgrader_config.py"
     if not config.exists():
-        files[config] = CONFIG.encode()
+        files[config] = CONFIG.replace("SEED", f"{secrets.randbelow(10**9) + 1}").encode()
     for path, content in files.items():
         _write(path, content)
     return list(files)
@@ -108,6 +117,8 @@ def release(name: str, key: NotebookNode) -> tuple[NotebookNode, dict[str, bytes
     for cell in notebook.cells:
         cell.pop("attachments", None)
         tags = [tag for tag in cell.metadata.pop("tags", []) if not tag.startswith(EXPECTED)]
+        if cell.cell_type == "code":  # Run All goes on past an exercise that is not written yet
+            tags.append("raises-exception")
         if tags:
             cell.metadata.tags = tags
         if cell.cell_type == "markdown":  # links lead from where the release lies
