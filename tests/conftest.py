@@ -1,6 +1,5 @@
 import ipaddress
 import os
-import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -82,11 +81,11 @@ def chromium() -> Iterator[Any]:
     """A headless Chromium, the system's or Playwright's own; skips without one, but not in CI."""
     from playwright.sync_api import Error, sync_playwright
 
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    system = next(filter(None, map(shutil.which, names)), None)
+    from tests.pages import launch
+
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
+            browser = launch(playwright)
         except Error as error:
             if os.environ.get("CI"):
                 raise

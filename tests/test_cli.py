@@ -485,20 +485,33 @@ def test_test_alone_measures_coverage_and_compares_the_notebooks(
 
 
 def test_no_test_is_left_out_and_the_fast_ones_are_a_part(tools: SimpleNamespace) -> None:
-    """Whatever marks a test has, but `benchmark`, exactly one stage of the whole run takes it."""
+    """Whatever marks a test has, exactly one stage of the whole run takes it.
+
+    But for `benchmark`, and for the browser's `thorough`.
+    """
     assert cli.main(["test"]) == cli.main(["test", "--fast", "-x"]) == 0
     library, notebooks, fast = (
         command[command.index("-m") + 1] for command in ran(tools, "pytest")
     )
     marks = ("notebooks", "browser", "slow", "references")
     for chosen in itertools.product([False, True], repeat=len(marks)):
-        has = dict(zip(marks, chosen, strict=True)) | {"benchmark": False}
+        has = dict(zip(marks, chosen, strict=True)) | {"benchmark": False, "thorough": False}
         in_library, in_notebooks, in_fast = (
             eval(expression, {}, has) for expression in (library, notebooks, fast)
         )
         assert in_library != in_notebooks
         assert in_fast == (not any(chosen))
     assert "-x" in ran(tools, "pytest")[-1]
+
+
+def test_browser_runs_every_test_of_the_browser(tools: SimpleNamespace) -> None:
+    assert cli.main(["test"]) == cli.main(["test", "--browser", "-x"]) == 0
+    *_, notebooks, browser = ran(tools, "pytest")
+    for thorough in (False, True):
+        has = {"notebooks": False, "browser": True, "thorough": thorough}
+        assert eval(notebooks[notebooks.index("-m") + 1], {}, has) == (not thorough)
+        assert eval(browser[browser.index("-m") + 1], {}, has)
+    assert {"tests/test_browser.py", "-x"} <= set(browser)
 
 
 def test_live_writes_a_copy_that_lab_opens(

@@ -103,9 +103,11 @@ def test_softmax_is_not_on_offer_where_the_rules_know_none(panel: Panel, method:
     assert not panel.controls["score"].disabled
     panel.update(method=method)
     assert panel.controls["score"].disabled
+    assert panel.controls["score"].value == "logit"
     assert f"{method} of the logit of" in panel.words
     panel.update(method="gradient")
-    assert "gradient of the softmax of" in panel.words
+    assert not panel.controls["score"].disabled
+    assert "gradient of the logit of" in panel.words
 
 
 def test_prepare_aggregates_then_clamps_then_smooths() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from course_utils import images, layers, plotting
 from course_utils.networks import Classifier
 from course_utils.panels.canvas import Canvas, Plot, decimal
-from course_utils.panels.panel import WIDTH, Panel, choice, slider
+from course_utils.panels.panel import WIDTH, Panel, choice, columns, slider
 from course_utils.panels.pictures import classifier_of, pixels_of, typical, with_truth
 from course_utils.plotting import BLUE, MUTED, ORANGE
 from course_utils.worlds import photographs, scenes
@@ -131,19 +131,19 @@ def _convolution_controls(filters: int, side: int, edge: int) -> dict[str, Any]:
 
 
 def _cell(row: int, column: int) -> widgets.FloatText:
-    name, layout = f"weight in row {row + 1}, column {column + 1}", widgets.Layout(width="66px")
+    name, layout = f"weight in row {row + 1}, column {column + 1}", widgets.Layout(width="56px")
     value = KERNELS[OPENING][row][column]
     return widgets.FloatText(value, step=0.5, tooltip=name, layout=layout, continuous_update=True)
 
 
-def _around_the_numbers(controls: dict[str, Any]) -> widgets.VBox:
+def _around_the_numbers(controls: dict[str, Any]) -> widgets.GridBox:
     """The controls below each other, the kernel's numbers as a square."""
     numbers = widgets.VBox(
         [widgets.HBox([controls[f"w{row}{column}"] for column in range(3)]) for row in range(3)],
-        layout={"margin": "0 0 0 92px"},
+        layout={"margin": "0 0 0 112px", "grid_row": "span 3"},
     )
     others = [control for name, control in controls.items() if name not in (*CELLS, "kernel")]
-    return widgets.VBox([controls["kernel"], numbers, *others])
+    return columns([controls["kernel"], numbers, *others])
 
 
 def slide(pixels: Numbers, kernel: Kernel, left: int, top: int, side: int) -> Slid:

@@ -8,7 +8,7 @@ import numpy as np
 
 from course_utils.networks import Classifier
 from course_utils.panels.canvas import Canvas
-from course_utils.panels.panel import Panel, choice, named, slider, switch
+from course_utils.panels.panel import Panel, choice, columns, named, slider, switch
 from course_utils.panels.pictures import classifier_of, with_truth
 from course_utils.plotting import MUTED
 from course_utils.worlds import scenes
@@ -161,9 +161,6 @@ def _button(words: str) -> widgets.Button:
 
 def _arranged(fieldset: dict[str, Any], buttons: dict[str, Any]) -> widgets.VBox:
     """The buttons, and below them the fields, a tab a group."""
-    pages = [
-        widgets.VBox([fieldset[name] for name in group], layout={"padding": "8px 0"})
-        for group in GROUPS.values()
-    ]
+    pages = [columns(fieldset[name] for name in group) for group in GROUPS.values()]
     tabs = widgets.Tab(pages, titles=list(GROUPS), selected_index=0)
     return widgets.VBox([widgets.HBox([*buttons.values()]), tabs])

@@ -71,9 +71,10 @@ def gradient(model: Any = None, image: Any = None) -> Panel:
         sigma: float,
         over: bool,
     ) -> Canvas:
-        seen, logit_only = look(picture, target), method in LOGIT_ONLY
-        controls["score"].disabled = logit_only
-        score = "logit" if logit_only else score
+        seen, scores = look(picture, target), controls["score"]
+        scores.disabled = method in LOGIT_ONLY
+        if scores.disabled:
+            scores.value = score = "logit"
         network = classifier.model
         if score == "softmax":
             network = nn.Sequential(network, nn.Softmax(1))

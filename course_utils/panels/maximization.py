@@ -86,7 +86,7 @@ def _ascent_canvas(
     title: str, picture: Pixels, scores: list[float], steps: int, best: float | None
 ) -> Canvas:
     canvas, done = Canvas(880, 420), len(scores) - 1
-    state = f"after {done} steps" if done == steps else f"step {done} of {steps} …"
+    state = f"after {done} steps" if done == steps else f"step {done} of {steps}, more coming …"
     canvas.figure(0, 0, 372, picture, title, state, smooth=True)
     canvas.heading(420, 0, "its mean activation", "step by step, as the model saw the picture")
     values = [*scores, 0.0] if best is None else [*scores, 0.0, best]

@@ -3,9 +3,10 @@
 import asyncio
 import html
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -14,10 +15,10 @@ from PIL import Image
 
 from course_utils import plotting
 from course_utils.panels.canvas import SHARPNESS, Canvas
-from course_utils.plotting import MUTED, ORANGE, PAPER
+from course_utils.plotting import INK, ORANGE, PAPER
 from course_utils.progress import hearing
 
-WIDTH = "300px"  # of a control
+WIDTH, COLUMN = "290px", "294px"  # of a control, without and with its margins
 PATIENCE = 0.5  # seconds until a bar shows how far a picture is
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -32,7 +33,8 @@ class Panel(widgets.VBox):
     yield them, a coarse picture within 100 ms and better ones after it, each soon after the one
     before; in a notebook the better ones come while the controls can be moved on. `linked` maps a
     control (or button) to a function from its new value to values for other controls. `arranged`
-    is the box in which the controls stand, by default one below the other.
+    is the box in which the controls stand, by default `columns`. Where the page is too narrow for
+    the picture beside them, they stand above it.
 
     Raises what `draw` raises when the panel opens. Later an error is a sentence in the panel, which
     the next good picture takes away.
@@ -57,26 +59,28 @@ class Panel(widgets.VBox):
             widgets.Image(
                 value=canvas.jpeg(),
                 format="jpeg",
-                layout=widgets.Layout(width=f"{canvas.width}px", max_width="100%", height="auto"),
+                layout=widgets.Layout(
+                    width=f"{canvas.width}px", max_width="100%", height="auto", margin="0"
+                ),
             )
             for canvas in self._canvases
         )
         self.picture = self.pictures[0]
         self.status = widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout={"width": WIDTH, "display": "none"})
-        # ipywidgets 8 knows no alt text, and an Image with a tooltip does not open in JupyterLab.
-        self.caption = widgets.HTML(_caption(self.words))
-        beside = widgets.VBox(
-            [self.status, self.bar, *self.pictures, self.caption],
-            layout={"flex": "1 1 480px"},
-        )
-        arranged = arranged or widgets.VBox(list(self.controls.values()))
-        arranged.layout.flex = "0 0 auto"
+        # An Image with a tooltip, the only words it could have, does not open in JupyterLab.
+        self.caption = widgets.HTML(self._caption())
+        beside = widgets.VBox([self.status, self.bar, *self.pictures, self.caption, _page()])
+        width = max(canvas.width for canvas in self._canvases)
+        beside.layout = {"flex": f"1000 1 {width}px", "min_width": "0"}
+        arranged = arranged or columns(self.controls.values())
+        arranged.layout.flex = "1 0 auto"
         self.children = [
             widgets.HBox(
                 [arranged, beside], layout={"flex_flow": "row wrap", "grid_gap": "8px 16px"}
             )
         ]
+        self.add_class("course-panel")
         for key, control in self.controls.items():
             if isinstance(control, widgets.Button):
                 control.on_click(lambda _, key=key: self._changed(key, None))
@@ -160,7 +164,7 @@ class Panel(widgets.VBox):
             self._canvases = canvases
             for picture, canvas in zip(self.pictures, canvases, strict=True):
                 picture.value = canvas.jpeg()
-            self.caption.value = _caption(self.words)
+            self.caption.value = self._caption()
         except Exception as error:
             self._say(error)
             return False
@@ -198,6 +202,11 @@ class Panel(widgets.VBox):
             f'border-left:4px solid {ORANGE}">{html.escape(said)}</div>'
         )
 
+    def _caption(self) -> str:
+        """The words, a paragraph a picture."""
+        said = "".join(f"<p>{html.escape(canvas.alt)}</p>" for canvas in self._canvases)
+        return f'<div class="course-caption" aria-live="polite">{said}</div>'
+
     def __repr__(self) -> str:
         return f"panel: {self.name}"
 
@@ -217,9 +226,20 @@ class Panel(widgets.VBox):
         return data, {"image/png": {"alt": self.words, "width": round(whole.width / SHARPNESS)}}
 
 
-def _caption(words: str) -> str:
-    style = f"font-size:12px;line-height:1.4;max-width:900px;color:{MUTED}"
-    return f'<div aria-live="polite" style="{style}">{html.escape(words)}</div>'
+STYLE = f"""
+.course-caption {{ font-size: 12px; line-height: 1.4; max-width: 900px; }}
+.course-caption p {{ margin: 0 0 4px; color: var(--jp-ui-font-color1, {INK}); }}
+"""
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+
+
+def _page() -> widgets.HTML:
+    """How a panel looks and behaves in the page, where ipywidgets has no setting for it.
+
+    A script would not run in an HTML widget; a style sheet says when it has been read.
+    """
+    sheet = f'<style onload="{html.escape(SCRIPT)}">{STYLE}</style>'
+    return widgets.HTML(sheet, layout={"display": "none"})
 
 
 # -- controls --------------------------------------------------------------------------------------
@@ -246,6 +266,14 @@ def choice(name: str, options: Sequence[Any], value: Any = None) -> widgets.Drop
 def switch(name: str, value: bool = True) -> widgets.Checkbox:
     """A box to tick."""
     return widgets.Checkbox(value, **named(name))
+
+
+def columns(controls: Iterable[widgets.Widget]) -> widgets.GridBox:
+    """Controls below each other beside a picture; above it, in as many columns as there is room."""
+    tracks = f"repeat(auto-fill, {COLUMN})"
+    return widgets.GridBox(
+        list(controls), layout={"grid_template_columns": tracks, "align_content": "flex-start"}
+    )
 
 
 # -- coarse pictures first -------------------------------------------------------------------------

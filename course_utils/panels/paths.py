@@ -147,9 +147,9 @@ def _path_canvas(
     total, gap = float(whole.sum()), _balance(canvas, path, float(whole.sum()))
     _along(canvas, seen.name, path, alpha)
     canvas.alt = (
-        f"Integrated gradients of “{seen.name}” {about}; at α = {alpha:.2f} the model answers "
-        f"{named[0][0]} ({named[0][1]:.2f}). The logit goes from {decimal(path.ends[0])} to "
-        f"{decimal(path.ends[1])}; the map sums to {decimal(total)}, a gap of {decimal(gap)}."
+        f"Integrated gradients of “{seen.name}” {about}{more}; at α = {alpha:.2f} the model "
+        f"answers {named[0][0]} ({named[0][1]:.2f}). The logit goes from {decimal(path.ends[0])} "
+        f"to {decimal(path.ends[1])}; the map sums to {decimal(total)}, a gap of {decimal(gap)}."
     )
     return canvas
 
@@ -318,7 +318,7 @@ def _smooth_canvas(
     canvas.alt = (
         f"The {method} map of “{seen.name}”, and its mean over {done} copies of the picture with "
         f"noise of {noise:.0%} of its range, seed {seed}: correlation {decimal(alike)}, {doubt}. "
-        f"{seen.inside(smooth.map_)}."
+        f"{seen.inside(smooth.map_)}.{' More copies are coming.' if more else ''}"
     )
     return canvas
 

@@ -53,5 +53,6 @@ def _occlusion_canvas(seen: Seen, map_: Array, window: int, stride: int, more: b
     canvas.alt = (
         f"How far the logit of “{seen.name}” falls where a window of {window} pixels covers the "
         f"picture, every {stride} pixels: at most by {decimal(map_.max())}. {seen.inside(map_)}"
+        f"{' Coarse, more coming.' if more else ''}"
     )
     return canvas

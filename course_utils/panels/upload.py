@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from course_utils import images
 from course_utils.panels.canvas import Canvas
-from course_utils.panels.panel import WIDTH, Panel, choice
+from course_utils.panels.panel import WIDTH, Panel, choice, columns
 from course_utils.panels.pictures import pixels_of
 from course_utils.plotting import ORANGE
 from course_utils.worlds import photographs
@@ -35,7 +35,7 @@ class Photo(Panel):
             controls,
             self._shown,
             linked={"upload": self._uploaded},
-            arranged=widgets.VBox([*controls.values(), widgets.HTML(LIMIT)]),
+            arranged=columns([*controls.values(), widgets.HTML(LIMIT)]),
         )
         upload.observe(self._refused, "error")
 
@@ -48,6 +48,8 @@ class Photo(Panel):
             pixels = images.load_image(content)
         except ValueError as error:
             said = str(error).replace("source: what was given", f"upload: {name}")
+            with self._pause():
+                self.controls["upload"].value = ()  # the button counts what was taken
             raise ValueError(said) from None
         self._sources[name] = pixels
         with self._pause():

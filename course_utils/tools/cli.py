@@ -92,6 +92,7 @@ def _command_line() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
     command = add("test", test, "check style, types, library and notebooks")
     command.add_argument("--fast", action="store_true", help="style and the short tests alone")
+    command.add_argument("--browser", action="store_true", help="every panel in a browser, alone")
     command.add_argument("pytest", nargs="*", metavar="ARG", help="passed on to pytest")
     return parser
 
@@ -489,6 +490,7 @@ LONG = f"{KERNELS} or slow or references or benchmark"
 def test(pytest: list[str]) -> int:
     """Style and types, beside the tests and then the notebooks; `--fast` leaves out what is long.
 
+    `--browser` runs the browser's tests alone, with those that are too long for every run.
     Whatever else is given goes to pytest, which then runs what it names, and nothing beside it.
     """
     if not (ROOT / "tests").exists():
@@ -499,18 +501,21 @@ def test(pytest: list[str]) -> int:
         raise ImportError(
             f"{', '.join(missing)} are missing; `python3 -m course_utils test` sets all up"
         )
-    fast, given = "--fast" in pytest, [argument for argument in pytest if argument != "--fast"]
+    fast, browser = "--fast" in pytest, "--browser" in pytest
+    given = [argument for argument in pytest if argument not in ("--fast", "--browser")]
     # A worker a core, one thread each; a file is one worker's, in the order of tests/conftest.py.
     workers = ["-n", "logical", "--dist=loadfile", "--no-loadscope-reorder", "--durations=10"]
     stages = {}
     if fast:
         stages["tests"] = ["pytest", "tests", *workers, "-m", f"not ({LONG})", *given]
+    elif browser:
+        stages["browser"] = ["pytest", "tests/test_browser.py", "-m", "browser", *given]
     elif given:
         stages["pytest"] = ["pytest", *NBVAL, *given]
     else:  # apart, because nbval's own coverage would keep the kernels from starting
         library = f"not ({KERNELS} or benchmark)"
         stages["tests"] = ["pytest", "tests", *workers, "-m", library, "--cov"]
-        stages["notebooks"] = ["pytest", *NBVAL, *workers, "-m", KERNELS]
+        stages["notebooks"] = ["pytest", *NBVAL, *workers, "-m", f"({KERNELS}) and not thorough"]
     with ThreadPoolExecutor(1) as beside:
         style = {name: beside.submit(_run, command, quiet=True) for name, command in STYLE.items()}
         done = {name: _run(command) for name, command in stages.items()}
