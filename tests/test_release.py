@@ -257,7 +257,7 @@ def test_release_of_a_key() -> None:
         "cell_type": "code",
         "id": "area",
         "source": "draw(square(2))",
-        "metadata": {"tags": ["kept"]},
+        "metadata": {"tags": ["kept", "raises-exception"]},
         "outputs": [],
         "execution_count": None,
     }
