@@ -144,7 +144,9 @@ def test_says_what_holds(square: str, capsys: pytest.CaptureFixture[str]) -> Non
         (lambda x: x * x * x, "off by up to", "not a cube"),
         (lambda x: x**2 + 0.1, "off by up to", "look again."),
         (lambda x: CASES[0]["x"] ** 2, "is (2,), wanted is (1, 1)", "look again."),
-        (lambda x: None, "is NoneType, wanted is a Tensor", "return"),
+        (lambda x: None, "is NoneType, wanted is a Tensor", "end with return?"),
+        (lambda x: (x**2).numpy(), "is ndarray, wanted is a Tensor", "torch.from_numpy"),
+        (lambda x: (x**2).tolist(), "is list, wanted is a Tensor", "torch.tensor"),
         (lambda x: x * x * float("nan"), "holds NaN", "look again."),
         (lambda x: 1e9 * x, "far off: 3.0e+09, where its largest value is 9.0e+00", "look again."),
         (lambda x: x**2 * 1.0012, "off by up to 0.1%", "look again."),
@@ -542,6 +544,41 @@ def test_an_error_of_an_answer_puts_back_too() -> None:
     with pytest.raises(KeyError, match="mine"):
         guard.guarded(answer)(**case)
     assert guard.alike(seen(case), before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hw01.input_x_gradient",
+        "hw01.class_activation_map",
+        "hw01.four_maps",
+        "hw02.maps_and_slopes",
+        "hw02.grad_cam",
+        "hw02.integrated_gradients",
+        "hw02.completeness_gap",
+        "hw03.unfair",
+    ],
+)
+def test_what_is_left_after_an_error_of_the_model_is_refused(name: str) -> None:
+    key = answer_of("key", checks.find(name))
+
+    def answer(model: nn.Module, **case: Any) -> Any:
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        model.requires_grad_(False)
+        result = key(model=model, **case)
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+        return result
+
+    wrong = keys.refused(name, answer)
+    assert wrong.what.startswith("after an error in the model requires_grad of the parameters")
+    assert wrong.hint == guard.AFTER_ERROR
+
+
+def test_a_model_that_raises_is_a_copy() -> None:
+    case = lent()
+    guard.after_an_error(guard.guarded(lambda model, images, **_: model(images)), case)
+    assert case["model"](case["images"]).shape == (2, 2)
 
 
 def test_a_generator_that_a_library_moves() -> None:

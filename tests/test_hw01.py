@@ -128,6 +128,23 @@ def by_picking_pixels(picture: np.ndarray, size: int, mean: Any, std: Any) -> Te
     return x
 
 
+def cut_from_the_middle(
+    whole: Callable[[float], int],
+    squares: bool,
+    picture: np.ndarray,
+    size: int,
+    mean: Any,
+    std: Any,
+) -> Tensor:
+    """The size computed by hand; where a side is missing, v2.CenterCrop fills it up with black."""
+    height, width = picture.shape[:2]
+    factor = size / min(height, width)
+    sides = [whole(height * factor), whole(width * factor)]
+    resized = [v2.Resize(sides)] if squares or height != width else []
+    steps = [v2.ToImage(), *resized, v2.ToDtype(torch.float32, True), v2.CenterCrop(size)]
+    return v2.Compose([*steps, v2.Normalize(mean, std)])(picture)[None]
+
+
 def own_maximum(picture: np.ndarray, size: int, mean: Any, std: Any) -> Tensor:
     brightest = (picture / picture.max() * 255).astype(np.uint8)
     return by_picking_pixels(brightest, size, mean, std)
@@ -175,6 +192,8 @@ NORMAL = lambda size, mean, std: v2.Normalize(mean, std)  # noqa: E731
         (lambda **k: shade_too_dark(**k), "256"),
         (lambda **k: by_pillow(**k).double(), "double"),
         (lambda picture, size, **_: by_pillow(picture, size, (0.5,) * 3, (0.25,) * 3), "fixed"),
+        (lambda **k: cut_from_the_middle(round, squares=False, **k), "square"),
+        (lambda **k: cut_from_the_middle(int, squares=True, **k), "cut down"),
     ],
 )
 def test_prepare_wrong(answer: Answer, name: str) -> None:
@@ -186,7 +205,9 @@ def test_prepare_other_wrong_answers() -> None:
     assert "the steps are" in hint("prepare", lambda **_: first)
     halves = steps(lambda s, m, d: v2.Resize(s // 2), lambda s, m, d: v2.Pad(s // 4), CUT, SCALED)
     assert "the steps are" in hint("prepare", halves)
-    assert "end with return" in hint("prepare", lambda **k: by_pillow(**k).numpy())
+    assert "torch.from_numpy" in hint("prepare", lambda **k: by_pillow(**k).numpy())
+    without_black = steps(lambda s, m, d: v2.Resize(s - 1), SCALED, NORMAL)
+    assert "int() makes 63" in hint("prepare", without_black)
 
     def library(picture: np.ndarray, size: int, mean: Any, std: Any) -> Tensor:
         return v2.Normalize(mean, std)(images.to_tensor(picture, size))
@@ -346,7 +367,7 @@ def test_input_x_gradient_other_wrong_answers() -> None:
 
 def by_numpy(attribution: Tensor, quantile: float = 0.99) -> Tensor:
     maps = []
-    for a in attribution.numpy():
+    for a in attribution.detach().numpy():
         m = a.astype(np.float64).sum(axis=0)
         limit = np.quantile(np.abs(m), quantile)
         maps.append(np.clip(m / limit, -1, 1) if limit > 0 else np.zeros_like(m))
@@ -354,7 +375,7 @@ def by_numpy(attribution: Tensor, quantile: float = 0.99) -> Tensor:
 
 
 def by_sorting(attribution: Tensor, quantile: float = 0.99) -> Tensor:
-    m = torch.einsum("nchw->nhw", attribution)
+    m = torch.einsum("nchw->nhw", attribution.detach())
     ranks = m.flatten(1).abs().sort(dim=1).values
     limit = ranks[:, int(quantile * (ranks.shape[1] - 1))].clamp(min=1e-12).view(-1, 1, 1)
     return torch.maximum(torch.minimum(m, limit), -limit) / limit
@@ -363,6 +384,14 @@ def by_sorting(attribution: Tensor, quantile: float = 0.99) -> Tensor:
 @pytest.mark.parametrize("answer", [by_numpy, by_sorting])
 def test_to_map(answer: Answer) -> None:
     check("hw01.to_map", answer)
+
+
+def with_limit(
+    change: Callable[[Tensor], Tensor], attribution: Tensor, quantile: float = 0.99
+) -> Tensor:
+    m = attribution.detach().sum(1)
+    top = change(m.abs().flatten(1).quantile(quantile, dim=1))
+    return (m / top[:, None, None]).clamp(-1, 1)
 
 
 def scaled(a: Tensor) -> Tensor:
@@ -391,6 +420,15 @@ def scaled(a: Tensor) -> Tensor:
         ),
         (lambda **k: by_numpy(**k)[:, None], "channel left"),
         (lambda **k: by_numpy(**k).squeeze(), "squeezed"),
+        (lambda **k: with_limit(lambda top: top + 1e-3, **k), "epsilon"),
+        (lambda **k: with_limit(lambda top: top.clamp(min=0.01), **k), "epsilon"),
+        (lambda **k: by_numpy(**k) * bool(by_numpy(**k).flatten(1).any(1).all()), "zero for all"),
+        (
+            lambda attribution, quantile=0.99: (
+                by_numpy(attribution, quantile) + 0 * attribution.sum(1)
+            ),
+            "on the graph",
+        ),
     ],
 )
 def test_to_map_wrong(answer: Answer, name: str) -> None:
@@ -484,6 +522,13 @@ def with_the_answer(model: Any, images: Tensor, target: Tensor, layer: str) -> T
     return with_a_convolution(model, images, model(images).argmax(1), layer)
 
 
+def with_the_first_linear_layer(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
+    with layers.capture(model, layer) as kept:
+        model(images)
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    return torch.einsum("nk,nkhw->nhw", first.weight[target], kept[layer]).detach()
+
+
 def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
     kept = []
     model.get_submodule(layer).register_forward_hook(lambda *_: kept.append(_[2].clone()))
@@ -500,6 +545,7 @@ def leaves_a_hook(model: Any, images: Tensor, target: Tensor, layer: str) -> Ten
         (of_the_block, "last convolution"),
         (with_the_answer, "answer"),
         (leaves_a_hook, "hook"),
+        (with_the_first_linear_layer, "first linear layer"),
         (lambda **k: with_a_hook(**k).squeeze(), "squeezed"),
         (lambda **k: with_a_hook(**k)[:, None], "channel left"),
         (

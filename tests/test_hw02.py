@@ -667,6 +667,16 @@ def channel_left(maps: Tensor, masks: Tensor) -> Tensor:
     return (large * masks).sum((2, 3)) / large.sum((2, 3))
 
 
+def share_with_epsilon(maps: Tensor, masks: Tensor) -> Tensor:
+    large = F.interpolate(maps[:, None], masks.shape[1:], mode="bilinear")[:, 0]
+    return (large * masks).sum((1, 2)) / (large.sum((1, 2)) + 1e-4)
+
+
+def one_step_at_its_end(steps: int, **case: Any) -> Tensor:
+    ends = ig_at(lambda m: torch.ones(1))
+    return (ig_by_points if steps > 1 else ends)(steps=steps, **case)
+
+
 def gap_from_the_first(baseline: Tensor, **case: Any) -> Tensor:
     return gap_in_one_batch(baseline=baseline[:1], **case)
 
@@ -683,6 +693,7 @@ def gap_from_the_first(baseline: Tensor, **case: Any) -> Tensor:
         ("completeness_gap", gap_left, guard.IN_PLACE),
         ("maps_and_slopes", images_marked, guard.NEEDS_GRADIENT),
         ("maps_and_slopes", on_the_graph, guard.ON_THE_GRAPH),
+        ("maps_and_slopes", without_finally, guard.AFTER_ERROR),
     ],
 )  # fmt: skip
 def test_what_is_left_gets_no_hint_about_the_equation(name: str, answer: Answer, hint: str) -> None:
@@ -701,13 +712,29 @@ def test_an_epsilon_is_not_off_by_nothing() -> None:
     ("name", "answer", "hint"),
     [
         ("maps_and_slopes", overwritten, "overwritten"),
-        ("maps_and_slopes", without_finally, "hook left"),
         ("maps_and_slopes", of_probability, "softmax"),
         ("maps_and_slopes", of_the_answer, "argmax"),
         ("maps_and_slopes", of_a_loss, "loss"),
         ("maps_and_slopes", of_a_mean, "divided by N"),
         ("maps_and_slopes", lambda **case: by_gather(**case)[::-1], "exchanged"),
-        ("integrated_gradients", lambda steps, **case: ig_by_points(steps=50, **case), "50 steps"),
+        (
+            "integrated_gradients",
+            lambda steps, **case: ig_by_points(steps=50, **case),
+            "other steps",
+        ),
+        (
+            "integrated_gradients",
+            lambda steps, **case: ig_by_points(steps=max(16, steps), **case),
+            "other steps",
+        ),
+        (
+            "integrated_gradients",
+            lambda steps, **case: ig_by_points(steps=min(16, steps), **case),
+            "other steps",
+        ),
+        ("share_inside", share_with_epsilon, "epsilon"),
+        ("completeness_gap", lambda **case: gap_in_one_batch(**case).squeeze(), "squeezed"),
+        ("completeness_gap", lambda **case: gap_in_one_batch(**case).round(decimals=2), "rounded"),
         ("maps_and_slopes", of_all_targets, "all pairs"),
         ("grad_cam", hi_res, "HiResCAM"),
         ("grad_cam", signed, "no ReLU"),
@@ -770,6 +797,7 @@ def test_wrong_answer_gets_the_hint_it_needs(name: str, answer: Answer, hint: st
         ("grad_cam", enlarged_then_cut, "(2, 64, 64), wanted is (2, 4, 4)"),
         ("grad_cam", lambda **case: by_einsum(**case).numpy(), "ndarray, wanted is a Tensor"),
         ("integrated_gradients", without_way, "off by"),
+        ("integrated_gradients", one_step_at_its_end, "the attribution with steps = 1 is off"),
         ("completeness_gap", gap_of_all, "off by"),
         ("completeness_gap", lambda **case: gap_in_one_batch(**case).mean(), "wanted is (2,)"),
         ("completeness_gap", gap_in_training, "the mode of model has changed"),

@@ -212,6 +212,14 @@ def test_spot_refused(f: Callable[[Tensor], Tensor], image: Tensor, hint: str) -
     assert refused("blind_spot", lambda: (Of(f), image)).hint == hint
 
 
+def test_too_small_a_difference_is_told_the_bound() -> None:
+    small = lambda x: (1 - F.relu(1 - x)) / 1000  # noqa: E731
+    assert (
+        "is 0.001, wanted is at least 0.01"
+        in refused("blind_spot", lambda: (Of(small), row(2))).what
+    )
+
+
 @pytest.mark.parametrize(
     ("result", "words"),
     [
@@ -409,7 +417,7 @@ def banzhaf(value: hw03.Game, players: int) -> Tensor:
         (lambda value, players: by_orders(value, players).roll(1), "the mean of"),
         (lambda value, players: by_orders(hw03._game(3, 3), 3), "the mean of"),
         (lambda value, players: by_orders(value, players).sum(), "the mean of"),
-        (lambda value, players: by_orders(value, players).tolist(), "what does it return"),
+        (lambda value, players: by_orders(value, players).tolist(), "torch.tensor"),
         (lambda value, players: by_orders(value, min(players, 5)), "how many players"),
         (lambda value, players: shapley.exact_shapley(lambda c: 0 * c[:, 0], players), "yourself"),
     ],
@@ -473,6 +481,21 @@ def test_unfair_passes(answer: Callable[..., Tensor]) -> None:
     check("hw03.unfair", answer)
 
 
+def starting_from_nothing(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Right, but the first pixel also gets what f says of the baseline."""
+    maps = backwards(model, images, target)
+    maps[:, 0, 0] += model(0 * images).detach().gather(1, target[:, None])[:, 0]
+    return maps
+
+
+def first_row_only(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    maps = torch.zeros_like(images[:, 0])
+    first = torch.zeros_like(images)
+    first[:, :, 0] = images[:, :, 0]
+    maps[:, 0] = backwards(model, first, target)[:, 0]
+    return maps
+
+
 def two_orders(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """The mean of an order and its reverse: pairs are treated alike, but not three."""
     return (by_columns(model, images, target) + backwards(model, images, target)) / 2
@@ -492,7 +515,9 @@ def two_orders(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
             model, images, target.flip(0)), "batch"),
         (lambda model, images, target: backwards(
             model, images, model(images).argmax(1)),
-         "all channels of a pixel count, and the class is the one in `target`."),
+         hw03.ALL_CHANNELS),
+        (lambda model, images, target: starting_from_nothing(model, images, target), hw03.ONLY_X),
+        (lambda model, images, target: first_row_only(model, images, target), hw03.ONE_ROW),
         (lambda model, images, target: backwards(model, images, target)[:, :, :-1],
          "return a number for each input value, (N, C, H, W), or each pixel, (N, H, W)."),
         (lambda model, images, target: backwards(model, images, target).add(float("nan")),

@@ -90,17 +90,22 @@ def global_seed(seed: int) -> Iterator[None]:
 
 
 class Pooled(nn.Module):
-    """CAM's architecture with names, sizes and classes of its own, and an in-place ReLU."""
+    """CAM's architecture, with two linear layers: one mixes the channels, the last one classifies.
+
+    Names, sizes and classes are its own, and its ReLUs work in place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-        self.body = nn.Sequential(nn.Conv2d(6, 9, 3), nn.BatchNorm2d(9), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.mix = nn.Linear(9, 9)
+        self.body = nn.Sequential(nn.Conv2d(9, 9, 3), nn.BatchNorm2d(9), nn.ReLU(inplace=True))
         self.classifier = nn.Linear(9, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 7) of images (N, 3, H, W)."""
-        return self.classifier(self.body(self.stem(x)).mean((2, 3)))
+        x = self.mix(self.stem(x).movedim(1, -1)).movedim(-1, 1)
+        return self.classifier(self.body(x).mean((2, 3)))
 
 
 class Shared(nn.Module):

@@ -278,11 +278,15 @@ def explain(
 def tensor_of(result: object, what: str) -> Tensor:
     """The result of an answer, which must be a tensor, in double precision."""
     if not isinstance(result, Tensor):
-        raise Wrong(
-            f"{what} is {type(result).__name__}, wanted is a Tensor",
-            "does the function end with return, and what does it return?",
-        )
+        hint = "does the function end with return?" if result is None else MAKE_A_TENSOR
+        raise Wrong(f"{what} is {type(result).__name__}, wanted is a Tensor", hint)
     return result.detach().double()
+
+
+MAKE_A_TENSOR = (
+    "make a tensor of it: torch.from_numpy(…) of a NumPy array, torch.tensor(…) of numbers, "
+    "torch.stack(…) of a list of tensors."
+)
 
 
 def remembered(answer: Answer) -> Answer:

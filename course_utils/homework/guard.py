@@ -61,6 +61,10 @@ NEEDS_GRADIENT = (
     "what is computed from it from now on gets a graph: call requires_grad_() on a copy, "
     ".detach().clone()."
 )
+AFTER_ERROR = (
+    "what a function changes it must give back after an error, too: go on inside try, and give it "
+    "back inside finally."
+)
 IN_PLACE = "something works in place (+=, /=, a[…] = …, abs_()): let it work on a copy of that."
 
 
@@ -88,6 +92,26 @@ def guarded(answer: Answer, *, moves: Collection[str] = ()) -> Answer:
 def isolated(answer: Answer) -> Answer:
     """The answer; what it changes is put back, and no word is said about it."""
     return functools.wraps(answer)(lambda **case: _call(answer, case)[0])
+
+
+def after_an_error(answer: Answer, case: Case) -> None:
+    """Raise `Wrong` for what a guarded answer leaves when the case's models raise an error."""
+    raising = {key: _raising(value) for key, value in case.items() if isinstance(value, nn.Module)}
+    try:
+        answer(**{**case, **raising})
+    except Wrong as wrong:
+        raise Wrong(f"after an error in the model {wrong.what}", AFTER_ERROR) from None
+
+
+def _raising(model: nn.Module) -> nn.Module:
+    """A copy of the model that raises `Stumble` when all its layers have run."""
+    raising = copy.deepcopy(model)
+    raising.register_forward_hook(_stumble)
+    return raising
+
+
+def _stumble(*_: Any) -> None:
+    raise Stumble
 
 
 def _call(answer: Answer, case: Case) -> tuple[Any, list[Wrong]]:

@@ -27,6 +27,7 @@ from course_utils.homework.guard import (
     ON_THE_GRAPH,
     Answer,
     Wrong,
+    after_an_error,
 )
 from course_utils.methods import METHODS, cam, gradients
 from course_utils.worlds import scenes
@@ -152,6 +153,7 @@ def prepare(
     std: Any,
     *,
     fit: str = "short",
+    whole: Callable[[float], int] = round,
     corner: bool = False,
     mix: bool = False,
     flip: bool = False,
@@ -173,8 +175,11 @@ def prepare(
     x = x.mT if turn else x
     height, width = x.shape[2:]
     short = min(height, width)
+    factor = size / short
+    scaled = whole(height * factor), whole(width * factor)
     wide = {
-        "short": (round(height * size / short), round(width * size / short)),
+        "short": scaled,
+        "short, if there is one": (height, width) if height == width else scaled,
         "stretched": (size, size),
         "cut": (height, width),
     }[fit]
@@ -201,6 +206,14 @@ PREPARE: Mistakes = {
         {"fit": "cut"},
         "the square is cut from the photo as it is; of a large photo that is a small piece. What "
         "comes before the cut?",
+    ),
+    "square": (
+        {"fit": "short, if there is one"},
+        "a square photo is not resized: its sides must become size, too.",
+    ),
+    "cut down": (
+        {"whole": int},
+        "for some photos the short side is a pixel too small: int() makes 63 of 63.999; round it.",
     ),
     "corner": ({"corner": True}, "the square is cut at the top left."),
     "reshaped": (
@@ -248,16 +261,17 @@ PREPARE: Mistakes = {
 def _pictures() -> list[dict[str, Any]]:
     """Smooth pictures: how exactly one resizes does not show in them, where and what does.
 
-    The second one is dark. In the last one, of one colour, nothing shows but that.
+    The first one's short side times its factor is 63.99… in floats, not 64; the second one is dark,
+    the fourth square. In the last one, of one colour, nothing shows but that.
     """
     pictures = []
-    shapes = [(120, 300, 64), (210, 90, 48), (40, 50, 64), (30, 50, 40)]
+    shapes = [(98, 300, 64), (210, 90, 48), (40, 50, 64), (80, 80, 48), (30, 50, 40)]
     for seed, (height, width, size) in enumerate(shapes):
         draw = np.random.default_rng(cases.moved(seed))
         x, y = np.linspace(-1, 1, width)[:, None], np.linspace(-1, 1, height)[:, None, None]
         slopes = draw.uniform(40, 80, (2, 3)) * draw.choice([-1, 1], (2, 3))
         pixels = 128 + slopes[0] * x + slopes[1] * y
-        pixels = [pixels, pixels / 2, pixels, draw.uniform(180, 240, 3) + 0 * pixels][seed]
+        pixels = [pixels, pixels / 2, pixels, pixels, draw.uniform(180, 240, 3) + 0 * pixels][seed]
         mean, std = draw.uniform(0.3, 0.6, 3).tolist(), draw.uniform(0.2, 0.3, 3).tolist()
         picture = np.rint(pixels.clip(0, 255)).astype(np.uint8)
         pictures.append({"picture": picture, "size": size, "mean": mean, "std": std})
@@ -280,8 +294,8 @@ def check_prepare(answer: Answer, known: Exercise) -> Iterator[str]:
             some,
             reference=_reference,
             what="the input",
-            hint="the steps are: short side to size, square from the middle, 0 to 1, "
-            "(x − mean) / std; look at shape, min and max after each.",
+            hint="the steps are: short side to size (rounded; int() makes 63 of 63.999), square "
+            "from the middle, 0 to 1, (x − mean) / std; look at shape, min and max after each.",
             tolerance=tolerance,
         )
     yield "a wide, a high, a small and a plain picture become what the network was trained on"
@@ -436,16 +450,18 @@ INPUT_X_GRADIENT: Mistakes = {
 )
 def check_input_x_gradient(answer: Answer, known: Exercise) -> Iterator[str]:
     """The library's, on two networks."""
+    networks = _networks()
     compare(
         answer,
         known,
-        _networks(),
+        networks,
         reference=gradients.input_x_gradient,
         what="the attribution",
         hint="check each part alone: the logit of each image's target, its gradient with respect "
         "to the images, the product.",
     )
     yield "x · ∂f_c/∂x for every image and its own target, on two networks"
+    after_an_error(answer, networks[0])
     yield "nothing is left on the model and the images"
 
 
@@ -460,10 +476,12 @@ def to_map(
     limit: str = "quantile",
     clip: bool = True,
     safe: bool = True,
+    add: float = 0.0,
+    detach: bool = True,
     finish: Callable[[Tensor], Tensor] = lambda m: m,
 ) -> Tensor:
     """The signed sum over the channels, to −1 … 1 with 0 at 0."""
-    a = attribution
+    a = attribution.detach() if detach else attribution
     if first == "scale":
         low, high = a.amin((1, 2, 3), keepdim=True), a.amax((1, 2, 3), keepdim=True)
         a = (a - low) / (high - low)
@@ -475,10 +493,18 @@ def to_map(
     rows = (m if limit == "signed" else m.abs()).flatten(1)
     rows = rows.flatten()[None] if limit == "batch" else rows
     q = {"largest": 1.0, "fixed": 0.99}.get(limit, quantile)
-    top = rows.quantile(q, dim=1)[:, None, None]
+    top = rows.quantile(q, dim=1)[:, None, None] + add
     m = m / (torch.where(top > 0, top, 1) if safe else top)
     return finish(m.clamp(-1, 1) if clip else m)
 
+
+EPSILON = (
+    "a number is added to the limit, or the limit has a least value, so that an attribution of "
+    "small numbers gets a pale map. Only a limit of exactly 0 is to be replaced."
+)
+OTHERS_ZERO = (
+    "each map has a limit of its own, also where the limit of another one in the batch is 0."
+)
 
 TO_MAP: Mistakes = {
     "scale first": (
@@ -518,12 +544,18 @@ TO_MAP: Mistakes = {
     "channel left": ({"finish": lambda m: m[:, None]}, CHANNEL_LEFT),
     "squeezed": ({"finish": torch.squeeze}, SQUEEZED),
     "zero": ({"safe": False}, "a map may be zero everywhere, and then its limit is zero: 0 / 0."),
+    "epsilon": ({"add": 1e-3}, EPSILON),
+    "zero for all": (
+        {"finish": lambda m: m * m.flatten(1).any(1).all()},
+        OTHERS_ZERO,
+    ),
+    "on the graph": ({"detach": False}, ON_THE_GRAPH),
 }
 
 
 @exercise("hw01.to_map", to_map, TO_MAP, forbidden=("course_utils.panels", "course_utils.plotting"))
 def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
-    """Noise with heavy tails, of one and of three channels, and a map of zeros."""
+    """Noise with heavy tails, of one and of three channels, small numbers, and maps of zeros."""
     # 73 · 137 = 10,001 pixels: these quantiles are pixels' values, not between two of them.
     noise = cases.noise(3, 3, 73, 137)
     heavy = noise**3 * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1, 1) + 0.1 * noise[:1] ** 2
@@ -541,14 +573,27 @@ def check_to_map(answer: Answer, known: Exercise) -> Iterator[str]:
         "divide; cut at −1 and 1.",
         tolerance=0.01,
     )
+    small = [tensor_of(answer(attribution=scale * heavy), "the map") for scale in (1e-5, 1.0)]
+    if (small[0] - small[1]).abs().max() > 0.01:
+        raise Wrong("the same attribution times 0.00001 has another map", EPSILON)
+    answer(attribution=noise.clone().requires_grad_())  # the guard looks what hangs on a graph
     yield "the signed sum over the channels, each image on its own scale"
+    _check_zeros(answer, known)
+    yield "zero stays zero"
+
+
+def _check_zeros(answer: Answer, known: Exercise) -> None:
+    """A map of zeros stays one, alone and beside another map, which stays as it is alone."""
     blank = torch.zeros(1, 3, 5, 7)
     if not torch.equal(tensor_of(answer(attribution=blank), "the map"), blank[:, 0].double()):
         raise Wrong("a map of zeros does not stay a map of zeros", known.hint("zero"))
-    beside = torch.cat([torch.zeros(1, 3, 5, 7), cases.noise(1, 3, 5, 7, seed=1)])
-    if not tensor_of(answer(attribution=beside), "the map").isfinite().all():
+    other = cases.noise(1, 3, 5, 7, seed=1)
+    beside = tensor_of(answer(attribution=torch.cat([blank, other])), "the map")
+    if not beside.isfinite().all():
         raise Wrong("a map of zeros beside another one gets NaN", known.hint("zero"))
-    yield "zero stays zero"
+    alone = tensor_of(answer(attribution=other), "the map")
+    if beside[0].any() or (beside[1] - alone[0]).abs().max() > 0.01:
+        raise Wrong("a map and a map of zeros are not in one batch what each is alone", OTHERS_ZERO)
 
 
 # CAM ------------------------------------------------------------------------------------------
@@ -572,7 +617,8 @@ def class_activation_map(
         logits = model(images)
     maps, classes = activations[layer], logits.argmax(1) if weights == "answer" else target
     classes = target[:1].expand_as(target) if weights == "first" else classes
-    w = last_linear(model).weight.detach()[classes][:, :, None, None]
+    head = _first_linear(model) if weights == "first layer" else last_linear(model)
+    w = head.weight.detach()[classes][:, :, None, None]
     w = torch.ones_like(w) if weights == "none" else w
     terms = w * maps
     m = (terms.relu() if relu == "inside" else terms).sum(1)
@@ -586,6 +632,10 @@ def class_activation_map(
         "channel": lambda: m[:, None],
         "squeezed": lambda: m.squeeze(),
     }[then]()
+
+
+def _first_linear(model: nn.Module) -> nn.Linear:
+    return next(module for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def _last_conv(model: Any, images: Tensor, target: Tensor, layer: str) -> Tensor:
@@ -629,6 +679,11 @@ CLASS_ACTIVATION_MAP: Mistakes = {
         "enters the pooling: the layer that is named.",
     ),
     "first": ({"weights": "first"}, FIRST),
+    "first linear layer": (
+        {"weights": "first layer"},
+        "a network may have linear layers inside, too. The weights are those of the last one, "
+        "which makes the logits: last_linear finds it.",
+    ),
     "channel left": ({"then": "channel"}, CHANNEL_LEFT),
     "squeezed": ({"then": "squeezed"}, SQUEEZED),
     "hook": ({"clean": False}, HOOKS_LEFT),
@@ -668,6 +723,7 @@ def check_class_activation_map(answer: Answer, known: Exercise) -> Iterator[str]
                 "mean(CAM) + b is not the logit", "what is missing, or too much, everywhere?"
             )
     yield "mean(CAM) + b is the logit, to 0.001"
+    after_an_error(answer, networks[0])
     yield "nothing is left on the model and the images"
 
 
@@ -805,4 +861,5 @@ def check_four_maps(answer: Answer, known: Exercise) -> Iterator[str]:
             f"these maps are not as wanted: {', '.join(wrong)}",
             explain(got, known, asked, same=_all_near, hint=hint),
         )
+    after_an_error(answer, asked[0])
     yield "each explains the target, shown in the same way; the path starts at the baseline"

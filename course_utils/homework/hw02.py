@@ -17,8 +17,8 @@ from course_utils.homework.guard import (
     NEEDS_GRADIENT,
     ON_THE_GRAPH,
     Answer,
-    Stumble,
     Wrong,
+    after_an_error,
 )
 from course_utils.methods import cam, gradients
 from course_utils.worlds import scenes
@@ -219,15 +219,8 @@ def check_maps_and_slopes(answer: Answer, known: Exercise) -> Iterator[str]:
             tolerance=ROUNDING,
         )
         yield f"{what} is right at four layers of two networks"
-    answer(**{**asked[2], "model": nn.Sequential(*asked[2]["model"], _Stumbles()).eval()})
+    after_an_error(answer, asked[2])
     yield "nothing stays on the model, after an error either"
-
-
-class _Stumbles(nn.Module):
-    """A last layer that raises, to see what an answer leaves behind then."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise Stumble
 
 
 # Grad-CAM --------------------------------------------------------------------------------------
@@ -338,6 +331,7 @@ def check_grad_cam(answer: Answer, known: Exercise) -> Iterator[str]:
     if not torch.allclose(ours, whole.relu(), atol=ROUNDING * float(whole.max())):
         raise Wrong("at the last layer it is not ReLU(CAM) / (h·w)", "compare with lecture 06.")
     yield "at the last layer it is ReLU(CAM) / (h·w)"
+    after_an_error(answer, asked[2])
 
 
 # Where a map lies ------------------------------------------------------------------------------
@@ -351,6 +345,7 @@ def share_inside(
     outside: bool = False,
     per_area: bool = False,
     of_mask: bool = False,
+    add: float = 0.0,
     channel: bool = False,
     finish: Step = lambda share: share,
     **options: Any,
@@ -363,9 +358,14 @@ def share_inside(
     within, total = (heat * inside).sum(dims), heat.sum(dims)
     if of_mask:
         total = inside.sum(dims)
-    share = finish(within / total)
+    share = finish(within / (total + add))
     return share / inside.mean(dims) if per_area else share
 
+
+EPSILON = (
+    "a number is added to the sum, or the sum has a least value: a map of small numbers then gets "
+    "too small a share."
+)
 
 SHARE_INSIDE: Mistakes = {
     "nearest": (
@@ -393,6 +393,7 @@ SHARE_INSIDE: Mistakes = {
     ),
     "channel left": ({"channel": True}, CHANNEL_LEFT),
     "squeezed": ({"finish": torch.squeeze}, SQUEEZED),
+    "epsilon": ({"add": 1e-4}, EPSILON),
 }
 
 
@@ -418,6 +419,8 @@ def check_share_inside(answer: Answer, known: Exercise) -> Iterator[str]:
         what="the share",
         hint="enlarge the map to the mask's size, then divide what lies inside by the whole.",
     )
+    small = {**asked[1], "maps": 1e-5 * asked[1]["maps"]}
+    compare(answer, known, [small], what="the share in a map of small numbers", hint=EPSILON)
     yield "of a map (0, 3; 1, 4) whose mask is the 3, the share is 3/8"
     yield "the shares are right for maps and masks of three sizes, not square ones too"
 
@@ -425,12 +428,15 @@ def check_share_inside(answer: Answer, known: Exercise) -> Iterator[str]:
 # Integrated gradients --------------------------------------------------------------------------
 
 
-class _Polynomial(nn.Module):
-    """Images of two pixels x, y → the logits 5x + y² and x · y²."""
+class _OfTwoPixels(nn.Module):
+    """Images of two pixels x, y → the logits 5x + y², x · y² and sin 40x.
+
+    Of the sine the midpoint rule gets another number with every number of steps.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         x, y = images.flatten(1).T
-        return torch.stack([5 * x + y**2, x * y**2], 1)
+        return torch.stack([5 * x + y**2, x * y**2, (40 * x).sin()], 1)
 
 
 def _points(*points: tuple[float, float]) -> Tensor:
@@ -462,6 +468,8 @@ def integrated_gradients(
     return finish(factor(images, baseline) * total * times(steps))
 
 
+ONE_STEP = "a single step has a middle, too: its α is 1/2."
+
 INTEGRATED_GRADIENTS: Mistakes = {
     "right ends": (
         {"at": lambda steps: (torch.arange(steps) + 1) / steps},
@@ -484,9 +492,9 @@ INTEGRATED_GRADIENTS: Mistakes = {
         },
         "these are the middles of m + 1 steps; `steps` is how many steps there are, m.",
     ),
-    "50 steps": (
+    "other steps": (
         {"at": lambda _: (torch.arange(50) + 0.5) / 50, "times": lambda _: 1 / 50},
-        "this takes 50 steps, whatever `steps` is.",
+        "this takes another number of steps than `steps` says. Take that many, be it 1 or 64.",
     ),
     "trapezoids": (
         {
@@ -565,16 +573,7 @@ INTEGRATED_GRADIENTS: Mistakes = {
     forbidden=(*LIBRARIES, *FIELD),
 )
 def check_integrated_gradients(answer: Answer, known: Exercise) -> Iterator[str]:
-    """By hand on 5x + y², then the library's on two networks."""
-    first, second = (
-        {"images": _points((0, 5)), "target": torch.tensor([0]), "baseline": _points((0, 0))},
-        {
-            "images": _points((1, 10), (2, 3)),
-            "target": torch.tensor([1, 0]),
-            "baseline": _points((3, -1)),
-        },
-    )
-    polynomial = {"model": _Polynomial().eval(), "steps": 4}
+    """By hand on 5x + y², few and many steps of sin 40x, then the library's on two networks."""
     same = partial(
         compare,
         answer,
@@ -583,10 +582,18 @@ def check_integrated_gradients(answer: Answer, known: Exercise) -> Iterator[str]
         hint="go through the equation again: points on the straight line from x′ to x, at the "
         "middles of m equal steps; the mean of their gradients; times x − x′.",
     )
+    case: Callable[..., dict[str, Any]] = partial(dict, model=_OfTwoPixels().eval())
+    origin, other, points = _points((0, 0)), _points((3, -1)), _points((1, 10), (2, 3))
     same(
-        [polynomial | first, polynomial | second],
+        [
+            case(images=_points((0, 5)), target=torch.tensor([0]), baseline=origin, steps=4),
+            case(images=points, target=torch.tensor([1, 0]), baseline=other, steps=4),
+        ],
         what="the attribution of f = 5x + y² or f = x·y²",
     )
+    wave = partial(case, images=_points((1, 0)), target=torch.tensor([2]), baseline=origin)
+    for steps, hint in ((1, ONE_STEP), (64, known.hint("other steps"))):
+        same([wave(steps=steps)], what=f"the attribution with steps = {steps}", hint=hint)
     yield "f = 5x + y² at (0, 5), from (0, 0): (0, 25); and two others from another baseline"
     shipped, unpooled = _networks()
     real = [
@@ -594,6 +601,7 @@ def check_integrated_gradients(answer: Answer, known: Exercise) -> Iterator[str]
         {**unpooled, "baseline": cases.noise(4, 3, 12, 20, seed=9), "steps": 6},
     ]
     same(real, what="the attribution", tolerance=ROUNDING)
+    after_an_error(answer, real[1])
     yield "it is right on two networks, with one baseline for all images and with one for each"
 
 
@@ -678,6 +686,11 @@ COMPLETENESS_GAP: Mistakes = {
     ),
     "first": ({"of": "first"}, FIRST),
     "all pairs": ({"of": "all pairs"}, ALL_PAIRS),
+    "squeezed": ({"finish": torch.squeeze}, SQUEEZED),
+    "rounded": (
+        {"finish": lambda gap: gap.round(decimals=2)},
+        "the gap is rounded. Return all its digits: of a good map it is small.",
+    ),
 }
 
 
@@ -702,11 +715,17 @@ def check_completeness_gap(answer: Answer, known: Exercise) -> Iterator[str]:
             "attribution": 0.2 * cases.noise(*unpooled["images"].shape, seed=11),
         },
     ]
-    compare(
-        answer,
-        known,
-        asked,
-        what="the gap",
-        hint="Σ attribution − (f(x) − f(x′)), one number an image.",
+    gap = partial(
+        compare, answer, known, hint="Σ attribution − (f(x) − f(x′)), one number an image."
     )
+    gap(asked, what="the gap")
+    one = {
+        "model": _OfTwoPixels().eval(),
+        "images": _points((0, 5)),
+        "target": torch.tensor([0]),
+        "baseline": _points((0, 0)),
+        "attribution": _points((0.02, 25.0237)),
+    }
+    gap([one], what="the gap of one image, which is 0.0437,")
+    after_an_error(answer, asked[1])
     yield "the gap is right on two networks, with one baseline for all images and with one for each"
