@@ -605,6 +605,109 @@ def as_words(similarity: Any, control: Any, margin: float) -> Any:
     return "passes"
 
 
+def left_out(a: Any, b: Any) -> Any:
+    rho = by_comparison(a, b)
+    return rho[~rho.isnan()]
+
+
+def one_for_the_flat(a: Any, b: Any) -> Any:
+    """A map without contrast is like another one."""
+    both = (a.flatten(1).std(1) == 0) & (b.flatten(1).std(1) == 0)
+    return torch.where(both, 1.0, by_comparison(a, b))
+
+
+def in_random_order(a: Any, b: Any) -> Any:
+    """Ranks that break ties by chance."""
+    random = np.random.default_rng(0)
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        return np.lexsort((random.random(len(values)), values)).argsort()
+
+    rows = [maps.flatten(1).numpy() for maps in (a, b)]
+    return torch.tensor([np.corrcoef(ranks(x), ranks(y))[0, 1] for x, y in zip(*rows, strict=True)])
+
+
+def last_layer_only(model: Any, layers: Any, generator: Any) -> Any:
+    for layer in layers:
+        result = by_state_dict(model, [layer], generator)
+    return result if layers else copy.deepcopy(model)
+
+
+def trained_ones_only(model: Any, layers: Any, generator: Any) -> Any:
+    result = copy.deepcopy(model)
+    for layer in layers:
+        for parameter in result.get_submodule(layer).parameters():
+            if parameter.requires_grad:
+                order = torch.randperm(parameter.numel(), generator=generator)
+                parameter.data = parameter.data.flatten()[order].view_as(parameter)
+    return result
+
+
+def two_names_only(model: Any, layers: Any, generator: Any) -> Any:
+    """Only parameters that are called weight or bias."""
+    result, shuffled = copy.deepcopy(model), by_state_dict(model, layers, generator)
+    for name, parameter in shuffled.named_parameters():
+        if name.endswith((".weight", ".bias")):
+            result.get_parameter(name).data = parameter.data
+    return result
+
+
+def through_one_vector(model: Any, layers: Any, generator: Any) -> Any:
+    result = copy.deepcopy(model)
+    for layer in layers:
+        parameters = list(result.get_submodule(layer).parameters())
+        values = torch.cat([parameter.data.flatten() for parameter in parameters])
+        values = values[torch.randperm(len(values), generator=generator)]
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, values.split(sizes), strict=True):
+            parameter.data = part.view_as(parameter).clone()
+    return result
+
+
+def with_other_signs(model: Any, layers: Any, generator: Any) -> Any:
+    result = by_state_dict(model, layers, generator)
+    for layer in layers:
+        for parameter in result.get_submodule(layer).parameters():
+            parameter.data = -parameter.data
+    return result
+
+
+def frozen(model: Any, layers: Any, generator: Any) -> Any:
+    return by_state_dict(model, layers, generator).requires_grad_(False)
+
+
+def nothing_for_one_layer(**case: Any) -> Any:
+    """The layer next to the input is shuffled only where there are others."""
+    case["layers"] = case["layers"] if len(case["layers"]) > 1 else []
+    maps = by_longer_lists(**case)
+    return maps if case["layers"] else torch.cat([maps, maps])
+
+
+def begins_with_one(maps: Any, correlation: Any, signed: bool) -> Any:
+    table = by_one_image(maps, correlation, signed)
+    return torch.cat([torch.ones_like(table[:1]), table[1:]])
+
+
+def zeros_for_nan(similarity: Any, control: Any, margin: float) -> Any:
+    return needed(similarity.nan_to_num(0), control.nan_to_num(0), margin)
+
+
+def zero_controls(similarity: Any, control: Any, margin: float) -> Any:
+    return needed(similarity, control.nan_to_num(0), margin)
+
+
+def of_eight(similarity: Any, control: Any, margin: float) -> Any:
+    return needed(similarity[:, :8], control[:8], margin)
+
+
+def default_margin(similarity: Any, control: Any, margin: float) -> Any:
+    return needed(similarity, control, margin or 0.2)
+
+
+def changed(answer: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda **case: change(answer(**case))
+
+
 def hint(name: str, mistake: str) -> str:
     return keys.hint(f"hw04.{name}", mistake)
 
@@ -654,6 +757,18 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("similarities", neighbours, "step by step"),
     ("similarities", ignores_correlation, "another correlation"),
     ("similarities", no_nan, "NaN made 0"),
+    ("rank_correlation", one_for_the_flat, "constant"),
+    ("randomized", last_layer_only, "only some of the layers"),
+    ("randomized", trained_ones_only, "frozen ones left out"),
+    ("randomized", two_names_only, "weight and bias only"),
+    ("randomized", through_one_vector, "mixed between tensors"),
+    ("randomized", with_other_signs, "signs flipped"),
+    ("randomized", frozen, "frozen"),
+    ("similarities", begins_with_one, "the first row is 1"),
+    ("similarities", changed(by_one_image, torch.squeeze), "squeezed"),
+    ("layers_needed", zeros_for_nan, "NaN taken for 0"),
+    ("layers_needed", changed(needed, lambda k: -1 if k is None else k), "never is a number"),
+    ("layers_needed", changed(needed, lambda k: k or None), "never 0"),
     ("layers_needed", first_time, "first fall"),
     ("layers_needed", with_nan, "NaN counts"),
     ("layers_needed", by_mean, "mean"),
@@ -675,6 +790,17 @@ def test_a_wrong_answer_gets_its_hint(name: str, answer: Callable[..., Any], mis
     ("name", "answer", "words"),
     [
         ("rank_correlation", from_scipy, "write this function yourself"),
+        ("rank_correlation", left_out, "keeps its place"),
+        ("rank_correlation", in_random_order, "on maps without ties it is right"),
+        (
+            "rank_correlation",
+            lambda a, b: by_comparison(a.round(decimals=3), b.round(decimals=3)),
+            "do not round",
+        ),
+        ("cascade", nothing_for_one_layer, "one map of the model"),
+        ("layers_needed", zero_controls, "without NaN it is right"),
+        ("layers_needed", of_eight, "find from where on"),
+        ("layers_needed", default_margin, "find from where on"),
         ("edges", from_ndimage, "write this function yourself"),
         ("edges", divided_by_its_edge, "do not divide by it"),
         ("randomized", in_training, "keeps the mode"),
@@ -689,10 +815,6 @@ def test_a_wrong_answer_gets_its_hint(name: str, answer: Callable[..., Any], mis
 )
 def test_other_wrong_answers(name: str, answer: Callable[..., Any], words: str) -> None:
     assert any(part in hint_of(name, answer) for part in words.split("|"))
-
-
-def changed(answer: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
-    return lambda **case: change(answer(**case))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def ig_slopes_then_difference(
     return maps, maps.sum((1, 2, 3)) - scores
 
 
+def ig_in_double_precision(**case: Any) -> tuple[Tensor, Tensor]:
+    """A double copy of the model; maps and gaps come back in single precision."""
+    case["model"] = copy.deepcopy(case["model"]).double()
+    case["images"], case["baseline"] = case["images"].double(), case["baseline"].double()
+    maps, gaps = ig_slopes_then_difference(**case)
+    return maps.float(), gaps.float()
+
+
 def grad_cam_interpolate(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Tensor:
     from captum.attr import LayerGradCam
 
@@ -211,6 +219,7 @@ def relus_by_tracing_first(model: nn.Module) -> nn.Module:
 RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("captum_ig", ig_one_by_one),
     ("captum_ig", ig_slopes_then_difference),
+    ("captum_ig", ig_in_double_precision),
     ("captum_grad_cam", grad_cam_interpolate),
     ("captum_grad_cam", grad_cam_one_by_one),
     ("captum_shap", shap_one_by_one),
@@ -299,6 +308,53 @@ def test_a_constant_or_the_courses_own_is_no_answer() -> None:
         assert "about the library" in said
     for name in ("captum_ig", "captum_grad_cam", "captum_shap"):
         assert "let " in hint_of(name, lambda **_: torch.zeros(3))
+
+
+def test_one_image_is_a_batch_too() -> None:
+    def one_gap(**case: Any) -> tuple[Tensor, Tensor]:
+        maps, gaps = ig_one_by_one(**case)
+        return maps, gaps.squeeze()
+
+    def one_map(**case: Any) -> Tensor:
+        return shap_one_picture_a_call(**case).squeeze()
+
+    assert "(1,)" in hint_of("captum_ig", one_gap)
+    assert "(1, H, W)" in hint_of("captum_shap", one_map)
+
+
+def test_all_steps_of_an_image_at_once() -> None:
+    """Image by image, and yet more pictures at once than batch_size."""
+    from captum.attr import IntegratedGradients
+
+    def whole_paths(**case: Any) -> tuple[Tensor, Tensor]:
+        starts = case["baseline"].expand_as(case["images"])
+        pairs = [
+            IntegratedGradients(case["model"]).attribute(
+                case["images"][i : i + 1],
+                starts[i : i + 1],
+                target=int(case["target"][i]),
+                n_steps=case["steps"],
+                method="riemann_middle",
+                return_convergence_delta=True,
+            )
+            for i in range(len(starts))
+        ]
+        maps, gaps = zip(*pairs, strict=True)
+        return torch.cat(maps), torch.cat(gaps)
+
+    assert "internal_batch_size" in hint_of("captum_ig", whole_paths)
+
+
+def test_guided_grad_cam_is_not_grad_cam() -> None:
+    """It calls what lies inside LayerGradCam.attribute, past the check's watch."""
+    from captum.attr import GuidedGradCam
+
+    def guided(model: nn.Module, images: Tensor, target: Tensor, layer: str) -> Tensor:
+        network = copy.deepcopy(model)
+        explainer = GuidedGradCam(network, network.get_submodule(layer))
+        return explainer.attribute(images.clone(), target).sum(1).relu().detach()
+
+    assert "never calls Captum's LayerGradCam" in hint_of("captum_grad_cam", guided)
 
 
 def test_an_answer_for_the_courses_network_alone() -> None:

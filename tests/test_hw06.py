@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from course_utils import models
 from course_utils.homework import check, hw06
 from course_utils.networks import Classifier
 from course_utils.worlds import radiographs
@@ -62,9 +63,12 @@ def turned_by_comprehension(classifier: Classifier, films: Radiographs, part: st
     return float(1 - np.mean(after)) if chosen else float("nan")
 
 
+ANATOMY = {"ribs", "vessels", "clavicles", "breasts"}
+
+
 def effect_by_the_text(classifier: Classifier, film: Radiograph, part: str) -> float:
     """0 without a look where the film does not show the part."""
-    if part not in film.parts:
+    if part not in film.parts and part not in ANATOMY:
         return 0.0
     return float(effect_in_one_batch(classifier, film, part))
 
@@ -129,6 +133,47 @@ def without_asking_for_the_part(classifier: Classifier, films: Radiographs, part
     return float(np.mean(np.array(margins) <= 0)) if margins else float("nan")
 
 
+def truly_ill_alone(classifier: Classifier, films: Radiographs, part: str) -> float:
+    """The share among the films that are ill, too."""
+    turns = [
+        hw06.margin(classifier, radiographs.render(film.spec.without(part))) <= 0
+        for film in map(films.radiograph, range(len(films)))
+        if part in film.parts and film.label == "consolidation"
+        if hw06.margin(classifier, film) > 0
+    ]
+    return float(np.mean(turns)) if turns else float("nan")
+
+
+def in_percent(classifier: Classifier, films: Radiographs, part: str) -> float:
+    return 100 * turned_by_comprehension(classifier, films, part)
+
+
+def mean_effect(classifier: Classifier, films: Radiographs, part: str) -> float:
+    some = map(films.radiograph, range(len(films)))
+    effects = [
+        float(effect_in_one_batch(classifier, film, part)) for film in some if part in film.parts
+    ]
+    return sum(effects) / len(effects) if effects else float("nan")
+
+
+def none_for_nothing(classifier: Classifier, films: Radiographs, part: str) -> float | None:
+    share = turned_by_comprehension(classifier, films, part)
+    return share if share == share else None
+
+
+def zero_unless_listed(classifier: Classifier, film: Radiograph, part: str) -> float:
+    return float(effect_in_one_batch(classifier, film, part)) if part in film.parts else 0.0
+
+
+def by_another_threshold(classifier: Classifier, films: Radiographs) -> dict[str, float]:
+    """Called ill where the probability is at least 0.45."""
+    images, labels = films.draw()
+    right = (models.logits(classifier, images).softmax(1)[:, 1] >= 0.45).long() == labels
+    ill = labels == 1
+    groups = {"accuracy": right, "sensitivity": right[ill], "specificity": right[~ill]}
+    return {name: float(group.float().mean()) for name, group in groups.items()}
+
+
 def no_film_no_turn(classifier: Classifier, films: Radiographs, part: str) -> float:
     share = turned_by_comprehension(classifier, films, part)
     return share if share == share else 0.0
@@ -182,7 +227,14 @@ def of_all_films(classifier: Classifier, films: Radiographs) -> dict[str, float]
         ("effect", effect_on_probability_in_percent, "a probability near 0 or 1"),
         ("effect", lambda **_: None, "does the function end with return"),
         ("turned", never, "Is the film drawn again"),
-        ("turned", without_asking_for_the_part, "two conditions choose the films"),
+        ("turned", without_asking_for_the_part, "Only those that show the part"),
+        ("turned", truly_ill_alone, "The label is not one"),
+        ("turned", in_percent, "nor percent"),
+        ("turned", mean_effect, "nor an effect"),
+        ("turned", none_for_nothing, 'return float("nan")'),
+        ("turned", lambda **_: None, "does the function end with return"),
+        ("effect", zero_unless_listed, "does not list"),
+        ("performance", by_another_threshold, "the larger one"),
         ("verdict", lambda: {"cheats": "C", "by": "catheter"}, "is the name of something"),
         ("verdict", lambda: ("A", "catheter"), "is the name of something"),
         ("verdict", lambda: {"cheats": "A", "by": "clavicles"}, "part of every chest"),

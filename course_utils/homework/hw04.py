@@ -129,6 +129,12 @@ RANK_CORRELATION: Mistakes = {
 }
 
 
+TIES = (
+    "on maps without ties it is right. Pixels of equal value must all get the same rank, the mean "
+    "of the ranks that they take up together."
+)
+
+
 def _pair(n: int, height: int, width: int, seed: int, levels: float | None = None) -> list[Tensor]:
     """Two batches of maps that have something in common; with `levels`, many values are equal."""
     a = cases.noise(n, height, width, seed=seed)
@@ -158,29 +164,40 @@ def check_rank_correlation(answer: Answer, known: Exercise) -> Iterator[str]:
             hint = known.hint("squeezed" if n == 1 else "whole batch")
             raise Wrong(f"{n} images give {tuple(got.shape)}, wanted is ({n},)", hint)
     yield "there is one number for each image"
-    compare(
-        answer,
-        known,
-        asked,
-        what="the rank correlation",
-        hint="go through the three steps: ranks within each map, ties get the mean of their "
-        "ranks, then Pearson's correlation of the ranks.",
-    )
+    for some, hint in (
+        (
+            [asked[0], asked[2]],
+            "go through the three steps: ranks within each map, ties get the mean of their "
+            "ranks, then Pearson's correlation of the ranks.",
+        ),
+        (asked, TIES),
+    ):
+        compare(answer, known, some, what="the rank correlation", hint=hint)
     yield "it is Spearman's, on maps with and without ties, each image on its own"
     a, b = pairs[0]
     for what, one, other, expected in (
         ("a map with itself", a, a, torch.ones(len(a))),
         ("a map with its negative", a, -a, -torch.ones(len(a))),
         ("after a monotone change of one map", (a / 5).exp(), b, rank_correlation(a, b)),
+        ("in a unit that makes one map small", 1e-6 * a, b, rank_correlation(a, b)),
     ):
         number = tensor_of(answer(a=one, b=other), what)
         if not torch.allclose(number, expected.double(), atol=1e-3):
-            raise Wrong(f"{what}: the number is not what it must be", "only ranks may count.")
+            raise Wrong(
+                f"{what}: the number is not what it must be",
+                "only ranks may count, not the values or their unit: do not round, either.",
+            )
     yield "a map with itself gives 1, with its negative −1, and a monotone change changes nothing"
     flat = a.clone()
     flat[1], flat[3] = 0.0, 2.5
-    for one, other in ((flat, b), (b, flat)):
-        has_number = ~tensor_of(answer(a=one, b=other), "the result").isnan()
+    for one, other in ((flat, b), (b, flat), (flat, flat)):
+        number = tensor_of(answer(a=one, b=other), "the result")
+        if number.shape != (5,):
+            raise Wrong(
+                f"5 images, 2 of them without contrast, give {tuple(number.shape)}, wanted is (5,)",
+                "an image without contrast keeps its place in the result; NaN stands there.",
+            )
+        has_number = ~number.isnan()
         if has_number[[1, 3]].any():
             raise Wrong("a map without contrast has a number", known.hint("constant"))
         if not has_number[[0, 2, 4]].all():
@@ -350,6 +367,12 @@ def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(value.shape, generator=generator) * value.std()
 
 
+def _flipped(value: Tensor, generator: torch.Generator) -> Tensor:
+    """All numbers in another order, half of them with the other sign."""
+    signs = 2 * torch.randint(2, value.shape, generator=generator) - 1
+    return _shuffled(value, generator) * signs
+
+
 def randomized(
     model: nn.Module,
     layers: Sequence[str],
@@ -397,6 +420,20 @@ def _begins_like_it(name: str, layers: Sequence[str]) -> bool:
     return name.startswith(tuple(layers))
 
 
+def _weight_or_bias(name: str, layers: Sequence[str]) -> bool:
+    return _belongs(name, layers) and name.endswith((".weight", ".bias"))
+
+
+def _mixed(model: nn.Module, layers: Sequence[str], generator: torch.Generator) -> nn.Module:
+    """A copy in which the numbers of a layer move from one of its tensors to another."""
+    result = copy.deepcopy(model)
+    for layer in layers:
+        parameters = [*result.get_submodule(layer).parameters()]
+        values = _shuffled(nn.utils.parameters_to_vector(parameters).detach(), generator)
+        nn.utils.vector_to_parameters(values, parameters)
+    return result
+
+
 RANDOMIZED: Mistakes = {
     "in place": ({"copied": lambda model: model}, ITSELF),
     "shallow copy": ({"copied": copy.copy}, SHARED),
@@ -404,6 +441,20 @@ RANDOMIZED: Mistakes = {
         {"only": lambda value: value.ndim > 1},
         "weights are not all that was learnt: a layer's biases, and the scales and shifts of "
         "BatchNorm, are parameters, too.",
+    ),
+    "weight and bias only": (
+        {"match": _weight_or_bias},
+        "a parameter may have any name, not only weight or bias: .parameters() of the layer gives "
+        "all of them.",
+    ),
+    "only some of the layers": (
+        lambda model, layers, generator: randomized(model, layers[-1:], generator),
+        "`layers` is a list, and every layer in it is to be shuffled. Is the copy made once, "
+        "before the loop, and returned after it?",
+    ),
+    "frozen ones left out": (
+        {"only": lambda value: value.requires_grad},
+        "a frozen parameter holds what was learnt, too: shuffle it, and leave it frozen.",
     ),
     "nothing inside a block": (
         {"inside": False},
@@ -450,6 +501,16 @@ RANDOMIZED: Mistakes = {
         "the values are not the old ones in another order. Drawing new ones is a check, too, but "
         "here each tensor keeps its values, so that the layer's outputs keep about their size.",
     ),
+    "mixed between tensors": (
+        _mixed,
+        "numbers have moved from one tensor to another: a weight's to the bias, say. Shuffle each "
+        "parameter tensor within itself.",
+    ),
+    "signs flipped": (
+        {"shuffle": _flipped},
+        "the magnitudes are the old ones, but some numbers have another sign. Change the order "
+        "alone.",
+    ),
     "without the generator": (
         {"own": lambda generator: torch.default_generator},
         "the shuffle ignores the generator: with equal generators two calls give different models, "
@@ -470,7 +531,23 @@ RANDOMIZED: Mistakes = {
         {"finish": lambda result: result.requires_grad_(True)},
         "a parameter that was frozen needs a gradient now. A copy keeps each requires_grad.",
     ),
+    "frozen": (
+        {"finish": lambda result: result.requires_grad_(False)},
+        "a parameter that could be trained is frozen now. A copy keeps each requires_grad.",
+    ),
 }
+
+
+class _Gain(nn.Module):
+    """A factor for each channel: a parameter that is called neither weight nor bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W), each channel times its factor."""
+        return x * self.gain[:, None, None]
 
 
 def _alike_by_name() -> nn.Module:
@@ -479,6 +556,7 @@ def _alike_by_name() -> nn.Module:
         layers: list[tuple[str, nn.Module]] = []
         for number, channels in (("1", 3), ("10", 8), ("2", 8)):
             block = [("conv1", nn.Conv2d(channels, 8, 1)), ("bn1", nn.BatchNorm2d(8))]
+            block += [("gain", _Gain(8))]
             layers.append((f"layer{number}", nn.Sequential(OrderedDict(block))))
         model = nn.Sequential(OrderedDict([*layers, ("fc", nn.Linear(8, 8))]))
         for parameter in model.parameters():
@@ -493,8 +571,8 @@ def _alike_by_name() -> nn.Module:
 def check_randomized(answer: Answer, known: Exercise) -> Iterator[str]:
     """What is shuffled, what is not, and what decides, on four networks."""
     for model, layers in (
-        (cases.nested(8, 9, seed=0), ["fc", "block"]),
-        (cases.nested(11, 8, seed=1), ["conv1"]),
+        (cases.nested(8, 9, seed=0), ["fc", "conv1"]),
+        (cases.nested(11, 8, seed=1), ["block"]),
         (_alike_by_name(), ["layer1", "layer2.bn1"]),
         (cases.shipped().model, ["fc", "layer2", "conv1"]),
     ):
@@ -558,8 +636,10 @@ def _check_others(
             raise Wrong(f"{name} has changed", known.hint("buffers, too"))
     if [m.training for m in model.modules()] != [m.training for m in result.modules()]:
         raise Wrong("the copy is in another mode", known.hint("always in eval mode"))
-    if any(old[name].requires_grad != new[name].requires_grad for name in old):
-        raise Wrong("the copy's requires_grad has changed", known.hint("no longer frozen"))
+    for name in old:
+        if old[name].requires_grad != new[name].requires_grad:
+            mistake = "frozen" if old[name].requires_grad else "no longer frozen"
+            raise Wrong(f"requires_grad of {name} has changed in the copy", known.hint(mistake))
 
 
 def _check_shuffled(
@@ -570,15 +650,38 @@ def _check_shuffled(
     new = {name: p.detach() for name, p in result.named_parameters()}
     left = [name for name, old in inside.items() if torch.equal(old, new[name])]
     if left:
-        deep = all(name.count(".") > 1 for name in left)
-        weights = any(inside[name].ndim > 1 for name in left)
-        hint = known.hint("nothing inside a block" if deep and weights else "weights only")
+        hint = known.hint(_mistake_of_the_left(model, left, layers))
         raise Wrong(f"{left[0]} has not changed", hint)
     for name, old in inside.items():
-        if not torch.equal(old.flatten().sort().values, new[name].flatten().sort().values):
-            raise Wrong(f"{name} has other values", known.hint("new numbers"))
-        if old.ndim > 1 and (mistake := _in_parts(old, new[name])):
-            raise Wrong(f"{name} is not shuffled as a whole", known.hint(mistake))
+        if not _same_numbers(old, new[name]):
+            mistake = "new numbers"
+            if _same_numbers(*(torch.cat([p[n].flatten() for n in inside]) for p in (inside, new))):
+                mistake = "mixed between tensors"
+            elif _same_numbers(old.abs(), new[name].abs()):
+                mistake = "signs flipped"
+            raise Wrong(f"{name} has other values", known.hint(mistake))
+        if old.ndim > 1 and (parted := _in_parts(old, new[name])):
+            raise Wrong(f"{name} is not shuffled as a whole", known.hint(parted))
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever order."""
+    return torch.equal(one.flatten().sort().values, other.flatten().sort().values)
+
+
+def _mistake_of_the_left(model: nn.Module, left: Sequence[str], layers: Sequence[str]) -> str:
+    """The mistake in which just these parameters of the layers are left as they were."""
+    inside = {name: p for name, p in model.named_parameters() if _belongs(name, layers)}
+    if {name for name, p in inside.items() if not p.requires_grad} == {*left}:
+        return "frozen ones left out"
+    if not any(name.endswith((".weight", ".bias")) for name in left):
+        return "weight and bias only"
+    if all(inside[name].ndim == 1 for name in left):
+        return "weights only"
+    blocks = [layer for layer in layers if [*model.get_submodule(layer).children()]]
+    if all(_belongs(name, blocks) for name in left):
+        return "nothing inside a block"
+    return "only some of the layers"
 
 
 def _in_parts(old: Tensor, new: Tensor) -> str | None:
@@ -710,6 +813,7 @@ def check_cascade(answer: Answer, known: Exercise) -> Iterator[str]:
         case = {"model": model, "method": method, "images": cases.noise(*size, seed=4)}
         case |= {"target": torch.arange(size[0]) + 1, "layers": layers, "randomize": _anew}
         asked.append(case)
+    asked.append(asked[0] | {"layers": ["block"]})  # a single layer
 
     compare(
         answer,
@@ -788,6 +892,16 @@ SIMILARITIES: Mistakes = {
         "a map without contrast has no similarity: what `correlation` gives for it is NaN, and 0 "
         "would be an answer. Leave it.",
     ),
+    "the first row is 1": (
+        {"finish": lambda table: torch.cat([torch.ones_like(table[:1]), table[1:]])},
+        "the first row is not always 1: a map without contrast has no similarity to itself, "
+        "either. Let `correlation` say what stands there.",
+    ),
+    "squeezed": (
+        {"finish": torch.squeeze},
+        "a batch of one image is a batch, too: its table is (1 + L, 1). squeeze() without a "
+        "dimension takes away every axis of length 1.",
+    ),
 }
 
 
@@ -808,11 +922,17 @@ def _correlation(a: Tensor, b: Tensor, *, ranks: str) -> Tensor:
 def check_similarities(answer: Answer, known: Exercise) -> Iterator[str]:
     """Walks of maps, with and without channels, of even and odd signs, by two correlations."""
     asked = []
-    for shape, seed in (((4, 3, 3, 7, 9), 0), ((5, 4, 8, 6), 1), ((3, 2, 2, 6, 6), 2)):
+    for shape, seed in (
+        ((4, 3, 3, 7, 9), 0),
+        ((5, 4, 8, 6), 1),
+        ((3, 2, 2, 6, 6), 2),
+        ((3, 1, 6, 5), 3),
+    ):
         # A walk: each step is like the one before, and less and less like the first.
         maps = cases.noise(*shape, seed=seed).cumsum(0)
         maps[1::2] *= -1
-        maps[2, 1] = 0  # one map without contrast
+        maps[2, 1:2] = 0  # one map without contrast
+        maps[0, 2:3] = 0  # and an image whose first map has none
         asked += [
             {"maps": maps, "correlation": partial(_correlation, ranks=ranks), "signed": signed}
             for ranks in ("average", "values")
@@ -844,6 +964,7 @@ def layers_needed(
     margin: float,
     *,
     center: Callable[..., Any] = np.nanmedian,
+    fill: bool = False,
     apart: bool = False,
     for_good: bool = True,
     compared: bool = True,
@@ -854,7 +975,9 @@ def layers_needed(
     never: Callable[[int], int | None] = lambda layers: None,
 ) -> int | None:
     """How many layers must be random before the maps are no more alike than the control?"""
-    table, limit = similarity.double().numpy(), control.double().numpy()
+    table, limit = similarity.numpy(), control.numpy()
+    if fill:
+        table, limit = np.nan_to_num(table), np.nan_to_num(limit)
     if apart:
         excess = center(table, axis=1) - np.median(limit)
     else:
@@ -884,6 +1007,11 @@ LAYERS_NEEDED: Mistakes = {
     "NaN counts": (
         {"center": np.median},
         "one image without a number makes the median of all NaN. Leave such images out.",
+    ),
+    "NaN taken for 0": (
+        {"fill": True},
+        "0 is a number like any other, and NaN is none, neither as a similarity nor as a control: "
+        "leave such images out.",
     ),
     "mean": ({"center": np.nanmean}, "a single odd image pulls the mean; the median is wanted."),
     "lower median": (
@@ -937,6 +1065,9 @@ def _tables() -> list[dict[str, Any]]:
     even = torch.tensor([[1.0] * 4, [0.0, 0.1, 0.5, 0.6], [0.0, 0.1, 0.25, 0.6], [0.0] * 4])
     low, high = torch.tensor([0.1, 0.05, 0.12]), torch.tensor([0.5, 0.45, 0.4])
     wide = torch.tensor([0.1, 0.1, 0.1, 0.05, 0.02])
+    late, soon = torch.tensor([1.0, 0.9, 0.6, 0.2, 0.1]), torch.tensor([1.0, 0.1, 0.1, 0.0, 0.0])
+    without = torch.stack([late, *torch.full((2, 5), nan)], 1)  # two images without any number
+    many = torch.stack([*[soon] * 5, *[late] * 7], 1)
     tables = [
         (plain, low, 0.2),
         (plain, high, 0.2),
@@ -950,8 +1081,12 @@ def _tables() -> list[dict[str, Any]]:
         (edge, torch.full((3,), 0.25), 0.25),
         (even, torch.zeros(4), 0.2),
         (plain, torch.full((3,), 0.9), 0.2),
+        (without, torch.tensor([0.1, nan, nan]), 0.2),
+        (torch.stack([late, soon, soon], 1), torch.tensor([0.1, nan, nan]), 0.2),
+        (many, torch.zeros(12), 0.3),
+        (torch.stack([late, late], 1), torch.tensor([0.1, 0.1]), 0.0),
     ]
-    for seed in range(12):
+    for seed in range(8):
         walk = 1 - torch.rand(6, 5, generator=cases.seeded(seed)).cumsum(0).roll(1, 0) * 0.4
         walk[0] = 1.0
         control = torch.rand(5, generator=cases.seeded(100 + seed)) * 0.6 - 0.2
@@ -964,17 +1099,34 @@ def _tables() -> list[dict[str, Any]]:
 def check_layers_needed(answer: Answer, known: Exercise) -> Iterator[str]:
     """Tables of similarities, some with a return, with NaN, or with no end."""
     tables = _tables()
-    got = [_count(answer(**table)) for table in tables]
-    wanted = [layers_needed(**table) for table in tables]
-    for g, w, table in zip(got, wanted, tables, strict=True):
-        if g != w:
-            hint = "subtract, take the median over the images, and find from where on it stays "
-            with np.errstate(all="ignore"):
-                hint = explain(got, known, tables, same=operator.eq, hint=f"{hint}small.")
-            steps, n = table["similarity"].shape
-            raise Wrong(f"of {n} images and {steps - 1} layers: {g}, wanted is {w}", hint)
+    whole = [t for t in tables if not (t["similarity"] - t["control"]).isnan().any()]
+    for some, hint in (
+        (whole, "subtract, take the median over the images, and find from where on it stays small"),
+        (tables, "without NaN it is right. Leave images that have no number out of the median"),
+    ):
+        _compare_counts(answer, known, some, hint=f"{hint}.")
     yield f"on {len(tables)} tables of similarities the number of layers is right"
     yield "where the maps stay more alike than the control it is None"
+
+
+def _compare_counts(
+    answer: Answer, known: Exercise, tables: Sequence[dict[str, Any]], *, hint: str
+) -> None:
+    """Raise `Wrong` unless the number of layers is right on all tables."""
+    got = [_count(answer(**table)) for table in tables]
+    wanted = [layers_needed(**table) for table in tables]
+    wrong = [each for each in zip(got, wanted, tables, strict=True) if each[0] != each[1]]
+    if not wrong:
+        return
+    with np.errstate(all="ignore"):
+        hint = explain(got, known, tables, same=operator.eq, hint=hint)
+    for only, mistake in ((None, "never is a number"), (0, "never 0")):
+        if all(w == only for _, w, _ in wrong):
+            hint = known.hint(mistake)
+    g, w, table = wrong[0]
+    steps, n = table["similarity"].shape
+    what = f"of {n} images and {steps - 1} layers, with the margin {table['margin']:g}"
+    raise Wrong(f"{what}: {g}, wanted is {w}", hint)
 
 
 def _count(result: object) -> int | None:

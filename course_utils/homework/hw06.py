@@ -6,6 +6,7 @@ What cheats, and by what, is written here alone.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache, partial
+from math import isnan
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -169,17 +170,29 @@ PERFORMANCE: Mistakes = {
 }
 
 
-@exercise("hw06.performance", performance, PERFORMANCE)
+def _of_two_minds(classifier: Classifier, films: Radiographs, by: float) -> Classifier:
+    """A classifier that leans so that its most doubtful film gets the margin `by`."""
+    margins = [margin(classifier, films.radiograph(index)) for index in range(len(films))]
+    return leaning(classifier, by - min(margins, key=abs))
+
+
+# To import scikit-learn, whose metrics would do, moves Python's generator.
+@exercise("hw06.performance", performance, PERFORMANCE, moves=("Python",))
 def check_performance(answer: Answer, known: Exercise) -> Iterator[str]:
     """Accuracy, sensitivity and specificity, on odd sets so that the groups differ in size.
 
     The two models hardly err, and what does not err has a share of 1, however it is counted; so
-    they are made to lean to one side and to the other.
+    they are made to lean to one side and to the other, and to be of two minds about one film.
     """
+    close, leans = _films(9, 12), (((15, 9), 4.5), ((13, 31), -5.0))
     asked = [
         {"classifier": leaning(model, by), "films": _films(*which)}
         for model in _both().values()
-        for which, by in (((15, 9), 4.5), ((13, 31), -5.0), ((9, 12), 0.0))
+        for which, by in leans
+    ]
+    asked += [
+        {"classifier": _of_two_minds(model, close, by), "films": close}
+        for model, by in zip(_both().values(), (-0.2, 0.2), strict=True)
     ]
     answer = remembered(answer)
     results = [answer(**case) for case in asked]
@@ -201,7 +214,9 @@ def check_performance(answer: Answer, known: Exercise) -> Iterator[str]:
             [{}],
             of=_numbers(asked, key, itemgetter(key)),
             what=key,
-            hint="count on paper with four films: two ill, two healthy, one error of each kind.",
+            hint="called ill is where the logit of class 1 is the larger one, and no share is "
+            "rounded. Count on paper with four films: two ill, two healthy, one error of each "
+            "kind.",
         )
         yield f"{key} is right for six models that err in different ways"
 
@@ -264,6 +279,11 @@ EFFECT: Mistakes = {
         lambda **case: abs(effect(**case)),
         "the sign is lost: a part can speak against a consolidation, too.",
     ),
+    "0 for what is not listed": (
+        lambda **case: effect(**case) if case["part"] in case["film"].parts else 0.0,
+        "film.parts does not list what every chest has, such as ribs, and they have an effect, "
+        "too. A film without the part needs no case of its own: drawn without it, it is the same.",
+    ),
 }
 
 
@@ -279,11 +299,16 @@ def check_effect(answer: Answer, known: Exercise) -> Iterator[str]:
     films = _films(31, 1)
     drawn = [*map(films.radiograph, range(31))]
     shown = [film for film in drawn if DEVICES & film.parts.keys()][:2]
+    pairs = [(film, part) for film in drawn[3:5] for part in ("consolidation", "ribs")]
+    pairs += [
+        (film, part)
+        for film in (*drawn[3:5], *shown)
+        for part in sorted(DEVICES & film.parts.keys())
+    ]
     asked = [
         {"classifier": model, "film": film, "part": part}
         for model in _both().values()
-        for film in (*drawn[3:5], *shown)
-        for part in ("consolidation", *sorted(DEVICES & film.parts.keys()))
+        for film, part in pairs
     ]
     asked += [
         {"classifier": model, "film": _most_against(model, films, "marker"), "part": "marker"}
@@ -361,6 +386,15 @@ TURNED: Mistakes = {
         "you start from the truth. The question is whether the model's *answer* turns: start from "
         "the films that it calls ill.",
     ),
+    "of those called ill, whatever they show": (
+        {"among": lambda film: film.before},
+        "you divide by all films that are called ill. Only those that show the part can turn.",
+    ),
+    "ill by label, too": (
+        {"among": lambda film: film.shows and film.before and film.ill},
+        "you leave out healthy films that the model calls ill. The label is not one of the two "
+        "conditions.",
+    ),
     "both ways": (
         {"among": lambda film: film.shows, "turns": lambda film: film.before != film.after},
         "you also count films that were called healthy before.",
@@ -375,7 +409,11 @@ TURNED: Mistakes = {
         "these are the films that are still called ill without the part. Wanted are those that "
         "turn.",
     ),
-    "a number of films": ({"count": True}, "the task asks for a share."),
+    "a number of films": (
+        {"count": True},
+        "the task asks for a share, from 0 to 1: neither a number of films, nor percent, nor an "
+        "effect on the margin.",
+    ),
     "no film, no turn": (
         {"nothing": 0.0},
         "where no film shows the part and is called ill, there is nothing to take a share of: "
@@ -400,46 +438,63 @@ def _undecided(classifier: Classifier, films: Radiographs, part: str) -> Classif
     return leaning(classifier, effect(classifier, film, part) / 2 - margin(classifier, film))
 
 
+@cases.once
+def _fooled(classifier: Classifier, films: Radiographs) -> tuple[Classifier, str]:
+    """A classifier that calls one of the healthy films ill for a single part of it; that part."""
+    drawn = map(films.radiograph, range(len(films)))
+    healthy = [film for film in drawn if film.label != CLASSES[FINDING]]
+    pairs = [(film, part) for film in healthy for part in REMOVABLE if part in film.parts]
+    film, part = max(pairs, key=lambda pair: effect(classifier, *pair))
+    by = effect(classifier, film, part) / 2 - margin(classifier, film)
+    return leaning(classifier, by), part
+
+
 @exercise("hw06.turned", turned, TURNED)
 def check_turned(answer: Answer, known: Exercise) -> Iterator[str]:
     """The share of verdicts that turn, for models and parts that turn all, some, or no films."""
     here, elsewhere = _films(15, 9), _films(15, 3, True)
     a, b = _both().values()
-    asked = [
+    fooled, part_of_it = _fooled(b, elsewhere)
+    asked: list[dict[str, Any]] = [
         {"classifier": model, "films": films, "part": part}
         for model, films, part in (
             (a, here, "consolidation"),
             (b, here, "consolidation"),
             (a, elsewhere, "catheter"),
-            (b, elsewhere, "catheter"),
+            (fooled, elsewhere, part_of_it),
             (_undecided(a, elsewhere, "marker"), elsewhere, "marker"),
             (_undecided(b, elsewhere, "marker"), elsewhere, "marker"),
             (leaning(a, -99), here, "consolidation"),  # calls nobody ill
             (leaning(b, 99), _films(1, 3, True), "consolidation"),  # a healthy film alone
         )
     ]
-    of = _numbers(asked, "the share")
+    empty = [case for case in asked if isnan(turned(**case))]
+    shares = _numbers([case for case in asked if case not in empty], "the share")
+    for share in shares(answer)().tolist():
+        if share < 0 or share > 1:
+            raise Wrong(f"the share is {share:g}", known.hint("a number of films"))
     compare(
         answer,
         known,
         [{}],
-        of=lambda function: lambda: of(_even_of_none(function))().nan_to_num(-1),
+        of=lambda function: lambda: shares(function)().nan_to_num(-1),
         what="the share",
         hint="two conditions choose the films: the part is there, and the model calls it ill.",
     )
+    for case in empty:
+        _check_empty(case, answer, known)
     yield "the right share for eight models, parts and sets of films, and NaN where there is none"
 
 
-def _even_of_none(function: Answer) -> Answer:
-    """The function; where it divides by 0 it gives −2, no share and not NaN."""
-
-    def asked(**case: Any) -> Any:
-        try:
-            return function(**case)
-        except ZeroDivisionError:
-            return -2.0
-
-    return asked
+def _check_empty(case: dict[str, Any], answer: Answer, known: Exercise) -> None:
+    """Raise `Wrong` unless the share of no films is NaN."""
+    where = "where no film shows the part and is called ill"
+    try:
+        share = answer(**case)
+    except ZeroDivisionError:
+        raise Wrong(f"{where}, you divide by 0", known.hint("divided by nothing")) from None
+    if share is None or not isnan(_number(share, "the share")):
+        raise Wrong(f"{where}, the result is {share}", known.hint("no film, no turn"))
 
 
 # The verdict ---------------------------------------------------------------------------------
