@@ -201,8 +201,10 @@ def test_opening_and_saving_a_notebook_changes_nothing(chromium: Any, tmp_path: 
             path = tmp_path / "work" / name
             before, written = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
             page = chromium.new_page()
-            page.goto(address.replace("/lab?", f"/lab/tree/{name}?"))
+            page.goto(address.replace("/lab?", f"/lab/tree/{name}?reset&"))  # its tab alone
+            page.locator(".jp-NotebookPanel .jp-Cell:visible").first.wait_for(timeout=60_000)
             page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+            assert page.locator(".jp-NotebookPanel").count() == 1
             if name == lecture:
                 pictures = page.locator(".jp-OutputArea-output img")
                 pictures.first.wait_for(timeout=60_000)
