@@ -304,6 +304,12 @@ def remembered(answer: Answer) -> Answer:
     return asked
 
 
+SQUEEZED = (
+    "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
+    "of length 1. Say which one you mean."
+)
+
+
 def part(number: int, parts: str, hint: str) -> Callable[[Answer], Answer]:
     """For `compare`: one of the two things that each answer returns; `parts` names the two."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from course_utils import images, layers
 from course_utils.homework import cases
 from course_utils.homework.checks import (
+    SQUEEZED,
     Exercise,
     Mistakes,
     compare,
@@ -342,10 +343,6 @@ TRAINING = (
     "map depends on the others. The model comes in eval mode: leave it there."
 )
 CHANNEL_LEFT = "there is an axis of length 1 left, the channel's: a sum without keepdim has none."
-SQUEEZED = (
-    "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
-    "of length 1. Say which one you mean."
-)
 
 
 def _alone(case: dict[str, Any]) -> dict[str, Any]:

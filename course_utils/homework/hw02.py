@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.homework import cases
-from course_utils.homework.checks import Exercise, Mistakes, compare, exercise, part
+from course_utils.homework.checks import SQUEEZED, Exercise, Mistakes, compare, exercise, part
 from course_utils.homework.guard import (
     GRADIENTS_LEFT,
     HOOKS_LEFT,
@@ -155,10 +155,6 @@ TRAINING = (
 CHANNEL_LEFT = (
     "there is an axis of length 1 left, the channel's. Take it out: [:, 0], or a sum without "
     "keepdim."
-)
-SQUEEZED = (
-    "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
-    "of length 1. Say which one you mean."
 )
 
 MAPS_AND_SLOPES: Mistakes = {
