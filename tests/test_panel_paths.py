@@ -78,8 +78,8 @@ def test_a_first_path_is_coarse_and_alpha_moves_along_the_one_that_is_kept(
     lengths = [len(arguments[2].alphas) for arguments in drawn]
     assert lengths == [paths.COARSE, 16]
     panel.controls["alpha"].value = 0.9
-    panel.controls["steps"].value = 4
-    assert [len(arguments[2].alphas) for arguments in drawn[2:]] == [16, 4]
+    panel.controls["steps"].value = paths.COARSE  # not worth a coarser one
+    assert [len(arguments[2].alphas) for arguments in drawn[2:]] == [16, paths.COARSE]
 
 
 def test_the_panel_states_the_completeness_gap(classifier: Classifier, drawn: list[Any]) -> None:

@@ -308,6 +308,19 @@ SQUEEZED = (
     "a batch of one image is a batch, too, and must keep its axis: squeeze() takes away every axis "
     "of length 1. Say which one you mean."
 )
+FIRST = "one class is used for the whole batch; `target` names one for each image."
+LOSS = (
+    "this is the gradient of a loss, as in training. It has the other sign, and a softmax in it. "
+    "Explain the logit itself."
+)
+TRAINING = (
+    "BatchNorm has used the mean and variance of this batch, as in training, so that an image's "
+    "result depends on the others. The model comes in eval mode: leave it there."
+)
+CHANNEL_LEFT = (
+    "there is an axis of length 1 left, the channel's. Take it out: [:, 0], or a sum without "
+    "keepdim."
+)
 
 
 def part(number: int, parts: str, hint: str) -> Callable[[Answer], Answer]:

@@ -13,7 +13,11 @@ from torch.nn import functional as F
 from course_utils import images, layers
 from course_utils.homework import cases
 from course_utils.homework.checks import (
+    CHANNEL_LEFT,
+    FIRST,
+    LOSS,
     SQUEEZED,
+    TRAINING,
     Exercise,
     Mistakes,
     compare,
@@ -331,18 +335,6 @@ def _networks() -> list[dict[str, Any]]:
         },
         {"model": shipped.model, "images": scene, "target": torch.tensor([0, 3])},
     ]
-
-
-FIRST = "one class is used for the whole batch; target names one for each image."
-LOSS = (
-    "this is of a loss, as in training. It has the other sign, and a softmax in it; explain the "
-    "logit itself."
-)
-TRAINING = (
-    "BatchNorm has used the mean and variance of this batch, as in training, so that an image's "
-    "map depends on the others. The model comes in eval mode: leave it there."
-)
-CHANNEL_LEFT = "there is an axis of length 1 left, the channel's: a sum without keepdim has none."
 
 
 def _alone(case: dict[str, Any]) -> dict[str, Any]:

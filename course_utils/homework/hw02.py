@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_utils.homework import cases
-from course_utils.homework.checks import SQUEEZED, Exercise, Mistakes, compare, exercise, part
+from course_utils.homework.checks import (
+    CHANNEL_LEFT,
+    FIRST,
+    LOSS,
+    SQUEEZED,
+    TRAINING,
+    Exercise,
+    Mistakes,
+    compare,
+    exercise,
+    part,
+)
 from course_utils.homework.guard import (
     GRADIENTS_LEFT,
     HOOKS_LEFT,
@@ -142,19 +153,6 @@ ARGMAX = "this explains the model's answer, not the class that `target` names."
 ALL_PAIRS = (
     "logits[:, target] takes all the targets for every image. Of each image you want one number, "
     "its own target's logit, whatever else is in the batch."
-)
-FIRST = "one class is used for the whole batch; `target` names one for each image."
-LOSS = (
-    "this is the gradient of a loss, as in training. It has the other sign, and a softmax in it. "
-    "Explain the logit itself."
-)
-TRAINING = (
-    "BatchNorm has used the mean and variance of this batch, as in training, so that an image's "
-    "result depends on the others. The model comes in eval mode: leave it there."
-)
-CHANNEL_LEFT = (
-    "there is an axis of length 1 left, the channel's. Take it out: [:, 0], or a sum without "
-    "keepdim."
 )
 
 MAPS_AND_SLOPES: Mistakes = {

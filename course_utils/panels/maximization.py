@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 # -- activation maximization -----------------------------------------------------------------------
 
-FIRST, MORE = 2, 8  # steps to the first picture, for which a slider's move waits, and to the next
+FIRST, MORE = 1, 4  # steps to the first picture, for which a slider's move waits, and to the next
 
 
 def activation_maximization(model: Any = None, image: Any = None) -> Panel:

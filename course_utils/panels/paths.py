@@ -29,7 +29,7 @@ from course_utils.plotting import BLUE, INK, MUTED, ORANGE
 from course_utils.progress import in_batches
 
 SCENES = standards("toadstool", "crow", "zebra", "clownfish", "hot-air balloon", "panther")
-COARSE = 4  # backward passes before the first picture
+COARSE = 2  # backward passes before the first picture
 BOTH = "black and white"
 
 

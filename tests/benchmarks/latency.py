@@ -24,6 +24,7 @@ MODELS = ("scenes", "efficientnet_lite0")
 ONLY = {"neighbourhood": (), "photo": (), "scene_editor": ("scenes",)}  # the models they can take
 MOVES, FAST = 20, 50
 QUIET = 700  # ms without a change, after which a picture is the last one
+PATIENCE = 180_000  # ms until a picture that does not come is an error
 SLOW_KINDS = ("widget-upload", "widget-button")  # a dialogue, or no value that moves
 HEAD = (
     "| panel | model | first picture, median | 95 % | final picture, median | 95 % | "
@@ -48,6 +49,7 @@ def main(names: list[str]) -> None:
                 pages.write(Path(folder) / "panel.ipynb", *cells)
                 page = browser.new_page(viewport={"width": 1366, "height": 1400})
                 pages.open_and_run(page, address("lab/tree/panel.ipynb").replace("?", "?reset&"))
+                page.set_default_timeout(PATIENCE)
                 page.locator(".course-panel img").first.wait_for()
                 pages.settled(page, QUIET)
                 print(row(page, name, model), flush=True)
