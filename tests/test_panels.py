@@ -556,13 +556,31 @@ def test_in_a_notebook_a_move_stops_the_refinement_of_the_one_before() -> None:
         for size in (2, 3):
             panel.controls["size"].value = size
             heights.append(Image.open(io.BytesIO(panel.picture.value)).height)
-        await asyncio.sleep(0.2)
+        await panel._refinement
         heights.append(Image.open(io.BytesIO(panel.picture.value)).height)
         return heights
 
     coarse, same, fine = asyncio.run(moves())
     assert log == ["coarse 2", "coarse 3", "fine 3"]
     assert coarse == same > fine
+
+
+def test_moves_that_follow_soon_keep_the_refinement_from_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is fine is drawn in one piece, for which the next move would have to wait."""
+    log: list[str] = []
+    monkeypatch.setattr("course_utils.panels.panel.REST", 3600)
+
+    async def moves() -> None:
+        panel = coarse_then_fine(log)
+        log.clear()
+        for size in (2, 3, 4):
+            panel.controls["size"].value = size
+            await asyncio.sleep(0.05)
+
+    asyncio.run(moves())
+    assert log == ["coarse 2", "coarse 3", "coarse 4"]
 
 
 def test_what_a_page_keeps_of_a_panel_is_the_fine_picture() -> None:
@@ -586,7 +604,7 @@ def test_an_error_in_the_refinement_is_said_and_the_coarse_picture_stays() -> No
     async def move() -> None:
         panel.controls["size"].value = 2
         assert panel.status.value == ""
-        await asyncio.sleep(0.1)
+        await panel._refinement
 
     asyncio.run(move())
     assert "size is too large." in panel.status.value

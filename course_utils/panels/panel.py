@@ -20,6 +20,7 @@ from course_utils.progress import hearing
 
 WIDTH, COLUMN = "290px", "294px"  # of a control, without and with its margins
 PATIENCE = 0.5  # seconds until a bar shows how far a picture is
+REST = 0.1  # seconds without a move until a better picture begins, which nothing interrupts
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 
@@ -145,7 +146,7 @@ class Panel(widgets.VBox):
             self._refinement = loop.create_task(self._refine())
 
     async def _refine(self) -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(REST)
         while self._advance():
             await asyncio.sleep(0.01)  # lets the kernel hear of the next move
 
