@@ -34,8 +34,8 @@ def occlusion(model: Any = None, image: Any = None) -> Panel:
     }
 
     def draw(picture: str, target: str, window: int, stride: int) -> Iterator[Canvas]:
-        seen, quarter = look(picture, target), classifier.size // 4
-        for size, step in ((quarter, quarter), (window, stride)):
+        seen, third = look(picture, target), -(-classifier.size // 3)
+        for size, step in ((third, third), (window, stride)):
             options = {"window": size, "stride": step}
             map_ = perturbation.occlusion(classifier.model, seen.x, seen.target, **options)
             yield _occlusion_canvas(seen, summed(map_), size, step, more=step != stride)
