@@ -319,6 +319,76 @@ def test_the_object_is_in_the_picture() -> None:
         assert min(dataset.scene(i).mask.mean() for i in range(96)) > least
 
 
+# What may be missing ---------------------------------------------------------------------------
+
+
+def test_what_tells_a_class() -> None:
+    """Known by looking: a zebra's legs, body or head; not its mane; of a ball nothing but it."""
+    assert scenes.tells("horse", ())
+    assert scenes.tells("horse", ("body", "legs", "mane", "tail"))  # the head alone
+    assert not scenes.tells("horse", ("body", "legs", "head"))
+    assert not scenes.tells("fish", ("body",))
+    assert not scenes.tells("ball", ("ball",))
+    assert scenes.tells("ball", ("shadow", "background"))
+
+
+@pytest.mark.parametrize("shape", scenes.SHAPES)
+def test_textured_shares_are_those_of_a_drawn_object(shape: str) -> None:
+    label = next(name for name in CLASSES if LOOKS[name].shape == shape)
+    spec = standard(label, x=0.5, y=0.5, size=0.9, angle=0.0)
+    scene = render(spec, 256)
+    shares = scenes.textured_shares(shape)
+    assert 0.25 < sum(shares.values()) <= 1
+    for part, share in shares.items():
+        drawn = scene.parts[part].sum() / scene.mask.sum()
+        assert share <= drawn + 0.02  # a part may have pieces of another colour
+
+
+def test_what_is_missing_leaves_the_class_to_be_told() -> None:
+    world = Scenes(640, 5, missing="something")
+    specs = [world.spec(i) for i in range(640)]
+    assert all(scenes.shows(spec) == spec.label for spec in specs)
+    kept = [spec for spec in specs if not spec.removed]
+    assert abs(len(kept) / 640 - scenes.COMPLETE * (1 - scenes.BARE)) < 0.06
+    horses = [spec for spec in specs if spec.shape == "horse" and len(spec.removed) > 0]
+    gone = {part for spec in horses for part in spec.removed}
+    assert gone >= {"legs", "body", "head", "mane", "tail", "shadow"}
+    assert {len(spec.removed) for spec in horses} >= {1, 2, 3, 4}
+    twins = [spec for spec in specs if spec.companion == spec.label]
+    companions = [spec for spec in specs if spec.companion != "none"]
+    assert 0.1 < len(twins) / len(companions) < 0.45
+
+
+def test_all_else_is_as_where_nothing_is_missing() -> None:
+    whole, less = Scenes(32, 5), Scenes(32, 5, missing="something")
+    for i in range(32):
+        spec = less.spec(i)
+        assert replace(spec, removed=(), companion="none") == replace(
+            whole.spec(i), companion="none"
+        )
+
+
+def test_emptied_scenes_have_the_companions_class_or_none() -> None:
+    world = Scenes(96, 5, missing="the object", resolution=16)
+    labels = [world[i][1] for i in range(96)]
+    for i, label in enumerate(labels):
+        spec = world.spec(i)
+        assert not scenes.tells(spec.shape, spec.removed)
+        expected = scenes.NO_CLASS if spec.companion == "none" else CLASSES.index(spec.companion)
+        assert label == expected
+    assert scenes.NO_CLASS in labels
+    assert len(set(labels)) > 3
+    with pytest.raises(ValueError, match="missing"):
+        Scenes(3, 0, missing="everything")
+
+
+def test_what_a_scene_shows() -> None:
+    ball = standard("football", companion="zebra")
+    assert scenes.shows(ball) == "football"
+    assert scenes.shows(ball.without("object")) == scenes.shows(ball.without("ball")) == "zebra"
+    assert scenes.shows(ball.without("object").without("companion")) is None
+
+
 def test_resolutions_show_the_same_scene() -> None:
     spec = replace(SPEC, noise=0)
     small, large = render(spec, 64).image, render(spec, 128).image

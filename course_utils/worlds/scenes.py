@@ -6,6 +6,7 @@ thing and draw it again. What a part truly does to a model is then a subtraction
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,11 +28,13 @@ from course_utils.worlds.scenery import (
     Part,
     Place,
     Surface,
+    Window,
     background,
     ellipse,
     paint,
     rasterise,
     stamp,
+    transform,
     window,
 )
 
@@ -77,6 +80,7 @@ LOOKS: dict[str, Look] = {
 }
 # fmt: on
 CLASSES = tuple(LOOKS)
+NO_CLASS = -1  # the label of a picture that tells none
 _PART_NAMES = {part.name for parts in SHAPES.values() for part in parts}
 REMOVABLE = ("texture", "shadow", "clutter", "companion", "background", "object", "mark")
 
@@ -336,6 +340,74 @@ def _random_surface(
     return texture, color, accent
 
 
+# What may be missing ---------------------------------------------------------------------------
+
+COMPLETE = 0.4  # the share of scenes in which nothing is missing
+BARE = 0.05  # the share of scenes before plain grey
+TWINS = 0.25  # the share of companions that are of the object's own class
+TELLING = 1 / 8  # of an object's area: as much in its own texture tells its class
+MISSING = ("nothing", "something", "the object")
+
+
+def incomplete(
+    generator: np.random.Generator, spec: SceneSpec, *, emptied: bool = False
+) -> SceneSpec:
+    """The scene with some things missing, at random: parts of the object, its shadow.
+
+    Four scenes in ten stay whole. From the others one thing or more is missing, each number as
+    likely as another, but never so much that the object does not tell its class (`tells`). From an
+    `emptied` scene so much is missing. One companion in four becomes a twin, of the object's own
+    class, and one scene in twenty stands before plain grey.
+    """
+    things = [*spec.part_names, *(["shadow"] if LOOKS[spec.label].stands == "ground" else [])]
+    twin, bare = generator.uniform() < TWINS, generator.uniform() < BARE
+    if twin and spec.companion != "none":
+        spec = replace(spec, companion=spec.label)
+    if bare:
+        spec = spec.without("background")
+    if not emptied and generator.uniform() < COMPLETE:
+        return spec
+    while True:
+        count = int(generator.integers(1, len(things) + 1))
+        missing = [things[i] for i in sorted(generator.permutation(len(things))[:count])]
+        if tells(spec.shape, missing) is not emptied:
+            return replace(spec, removed=(*missing, *spec.removed))
+
+
+def tells(shape: str, missing: Sequence[str]) -> bool:
+    """Does an object of this shape tell its class without these parts?
+
+    It does as long as an eighth of its area is left in parts that carry its texture: a zebra's
+    legs, its body or its head will do, its mane and its tail will not.
+    """
+    shares = textured_shares(shape)
+    return sum(share for part, share in shares.items() if part not in missing) >= TELLING
+
+
+def shows(spec: SceneSpec) -> str | None:
+    """The class that a scene tells: its object's, else its companion's, else None."""
+    if "object" not in spec.removed and tells(spec.shape, spec.removed):
+        return spec.label
+    return None if spec.companion == "none" or "companion" in spec.removed else spec.companion
+
+
+@cache
+def textured_shares(shape: str) -> dict[str, float]:
+    """The share of a shape's area that each of its parts shows in the object's own texture."""
+    resolution = 256
+    outlines = [transform(part.outline, Place(0.5, 0.5, 0.5)) for part in SHAPES[shape]]
+    covered = rasterise(outlines, resolution, Window(0, resolution, 0, resolution))
+    whole = np.sum(covered)
+    shares: dict[str, float] = {}
+    for part, visible in zip(SHAPES[shape], covered, strict=True):
+        if part.paint == "texture":
+            shares[part.name] = shares.get(part.name, 0.0) + float(visible.sum() / whole)
+    return shares
+
+
+# Drawn -----------------------------------------------------------------------------------------
+
+
 def render(spec: SceneSpec, resolution: int = 128) -> Scene:
     """Draw a scene: image uint8 (resolution, resolution, 3), with all masks.
 
@@ -435,7 +507,8 @@ class World(Dataset[tuple[Tensor, int]]):
     """`length` random pictures, drawn when they are asked for.
 
     Picture i of a seed is the same on every machine, in any order; the classes take turns, so that
-    all are equally frequent. Item: image uint8 (3, H, W), and the index of its class in `classes`.
+    all are equally frequent. Item: image uint8 (3, H, W), and the index of its class in `classes`,
+    or `NO_CLASS`.
     """
 
     noun = "picture"
@@ -453,6 +526,10 @@ class World(Dataset[tuple[Tensor, int]]):
     def picture(self, index: int) -> Any:
         """Picture `index`, drawn: its `image` (H, W, 3), its `label`, and what else is known."""
         raise NotImplementedError
+
+    def label(self, picture: Any) -> int:
+        """The index of a picture's class, or `NO_CLASS`."""
+        return self.classes.index(picture.label)
 
     def check(self, index: int) -> None:
         """Refuse a number that the set does not have."""
@@ -478,7 +555,7 @@ class World(Dataset[tuple[Tensor, int]]):
             images, labels = self._drawn
             return images[index], int(labels[index])
         drawn = self.picture(index)
-        return torch.from_numpy(drawn.image).permute(2, 0, 1), self.classes.index(drawn.label)
+        return torch.from_numpy(drawn.image).permute(2, 0, 1), self.label(drawn)
 
 
 class Scenes(World):
@@ -486,6 +563,8 @@ class Scenes(World):
 
     marked: the class, or the classes, whose scenes all carry the photographer's mark; no other
     scene does. Otherwise the scenes are those without it.
+    missing: "nothing"; "something": parts are missing at random; "the object": nothing is left that
+    tells its class, and the label is the companion's, or `NO_CLASS` (see `incomplete`).
     """
 
     noun, classes = "scene", CLASSES
@@ -498,9 +577,11 @@ class Scenes(World):
         hard: bool = False,
         resolution: int = 128,
         marked: str | Sequence[str] | None = None,
+        missing: str = "nothing",
     ) -> None:
         super().__init__(length, seed, resolution=resolution)
-        self.hard = hard
+        check_choice("missing", missing, MISSING)
+        self.hard, self.missing = hard, missing
         self.marked = (marked,) if isinstance(marked, str) else tuple(marked or ())
         for label in self.marked:
             check_choice("marked", label, CLASSES)
@@ -511,6 +592,8 @@ class Scenes(World):
         generator = np.random.default_rng([self.seed, index, self.hard])
         label = CLASSES[index % len(CLASSES)]
         spec = random_spec(generator, label=label, hard=self.hard)
+        if self.missing != "nothing":
+            spec = incomplete(generator, spec, emptied=self.missing == "the object")
         return replace(spec, mark=label in self.marked)
 
     def scene(self, index: int) -> Scene:
@@ -518,3 +601,8 @@ class Scenes(World):
         return render(self.spec(index), self.resolution)
 
     picture = scene
+
+    def label(self, picture: Scene) -> int:
+        """The index of the class that a scene shows, or `NO_CLASS`."""
+        shown = shows(picture.spec)
+        return NO_CLASS if shown is None else CLASSES.index(shown)
