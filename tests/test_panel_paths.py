@@ -51,7 +51,7 @@ def test_at_alpha_1_the_map_is_integrated_gradients(
 ) -> None:
     x = classifier.to_input(scenes.render(scenes.standard("crow")).image)
     start = BASELINES[baseline](classifier, x)
-    path = paths.walk(classifier, x, start, 8, rule, 20)
+    path = paths.walk(paths.way_to(classifier.model, x, start, 8), rule, 20)
     wanted = gradients.integrated_gradients(
         classifier.model, x, 8, baseline=start, rule=rule, steps=20
     )
@@ -64,7 +64,8 @@ def test_at_alpha_1_the_map_is_integrated_gradients(
 
 def test_the_map_so_far_ends_at_alpha(classifier: Classifier) -> None:
     x = classifier.to_input(scenes.render(scenes.standard("crow")).image)
-    path = paths.walk(classifier, x, classifier.black(x), 8, "riemann-right", 4)
+    way = paths.way_to(classifier.model, x, classifier.black(x), 8)
+    path = paths.walk(way, "riemann-right", 4)
     assert not path.map_until(0.24).any()
     first = path.difference * path.gradients[:1] / 4
     torch.testing.assert_close(path.map_until(0.25), first)

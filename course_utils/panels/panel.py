@@ -20,7 +20,9 @@ from course_utils.progress import hearing
 
 WIDTH, COLUMN = "290px", "294px"  # of a control, without and with its margins
 PATIENCE = 0.5  # seconds until a bar shows how far a picture is
-REST = 0.1  # seconds without a move until a better picture begins, which nothing interrupts
+# Seconds without a move, or as long as the first picture took, until a better one begins: a machine
+# on which that is slow is slow to hear of the next move, and nothing interrupts the better one.
+REST = 0.1
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 
@@ -143,10 +145,11 @@ class Panel(widgets.VBox):
         except RuntimeError:  # not in a notebook: nobody waits at a slider
             self._finish()
         else:
-            self._refinement = loop.create_task(self._refine())
+            took = perf_counter() - self._began
+            self._refinement = loop.create_task(self._refine(max(REST, took)))
 
-    async def _refine(self) -> None:
-        await asyncio.sleep(REST)
+    async def _refine(self, rest: float) -> None:
+        await asyncio.sleep(rest)
         while self._advance():
             await asyncio.sleep(0.01)  # lets the kernel hear of the next move
 

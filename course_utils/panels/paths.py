@@ -1,7 +1,7 @@
 """The panels of lecture 07: a path from a baseline, a cloud of noise, and regions that grow."""
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,24 @@ BOTH = "black and white"
 # -- integrated gradients --------------------------------------------------------------------------
 
 
+class Way(NamedTuple):
+    """What is asked on the way from a baseline to a picture, and the score at both."""
+
+    model: Any
+    x: Tensor  # the picture (1, C, H, W)
+    start: Tensor  # the baseline, as large
+    target: int
+    ends: tuple[float, float]
+
+
+def way_to(model: Any, x: Tensor, start: Tensor, target: int) -> Way:
+    """The way from a baseline, which may be a colour alone, to a picture."""
+    start = start.expand_as(x)
+    with explaining(model), torch.no_grad():
+        at_start, at_end = model(torch.cat([start, x]))[:, target].tolist()
+    return Way(model, x, start, target, (at_start, at_end))
+
+
 class Path(NamedTuple):
     """What happens on the straight way from a baseline to a picture."""
 
@@ -63,11 +81,9 @@ class Stop(NamedTuple):
     answers: Tensor  # (K,) probabilities
 
 
-def walk(
-    classifier: Classifier, x: Tensor, start: Tensor, target: int, rule: str, steps: int
-) -> Path:
+def walk(way: Way, rule: str, steps: int) -> Path:
     """Scores and gradients at the nodes of a quadrature between a baseline and a picture."""
-    model, start = classifier.model, start.expand_as(x)
+    model, x, start, target, ends = way
     alphas, weights = (values.to(x) for values in gradients.quadrature(rule, steps))
     scores, slopes = [], []
     with explaining(model):
@@ -76,21 +92,23 @@ def walk(
             score, slope = gradients.scores_and_gradient(model, on_path, target)
             scores.append(score)
             slopes.append(slope)
-        with torch.no_grad():
-            ends = model(torch.cat([start, x]))[:, target].tolist()
     gradient = torch.cat(slopes)
     along = ((x - start) * gradient).sum((1, 2, 3))
-    return Path(start, x - start, alphas, weights, torch.cat(scores), along, gradient, tuple(ends))
+    return Path(start, x - start, alphas, weights, torch.cat(scores), along, gradient, ends)
 
 
-def stop_at(model: Any, x: Tensor, start: Tensor, target: int, alpha: float) -> Stop:
-    """The picture, the gradient and the answers at one place of the path."""
-    here = start + alpha * (x - start)
-    with explaining(model):
-        _, slope = gradients.scores_and_gradient(model, here, target)
-        with torch.no_grad():
-            answers = model(here).softmax(1)[0].cpu()
-    return Stop(alpha, here, summed(slope), answers)
+def stop_at(way: Way, alpha: float) -> Stop:
+    """The picture, the gradient and the answers at one place of the path, in a single pass."""
+    here = way.start + alpha * (way.x - way.start)
+    passed: list[Tensor] = []
+
+    def score(logits: Tensor) -> Tensor:
+        passed.append(logits.detach())
+        return logits[:, way.target]
+
+    with explaining(way.model):
+        _, slope = gradients.scores_and_gradient(way.model, here, score)
+    return Stop(alpha, here, summed(slope), passed[0].softmax(1)[0].cpu())
 
 
 def integrated_gradients(model: Any = None, image: Any = None) -> Panel:
@@ -111,15 +129,25 @@ def integrated_gradients(model: Any = None, image: Any = None) -> Panel:
     }
     kept: dict[tuple[Any, ...], Path] = {}
 
+    @lru_cache(1)  # it stays while the path's controls move
+    def way(picture: str, target: str, baseline: str) -> Way:
+        seen = look(picture, target)
+        return way_to(
+            classifier.model, seen.x, BASELINES[baseline](classifier, seen.x), seen.target
+        )
+
+    @lru_cache(1)
+    def stop(picture: str, target: str, baseline: str, alpha: float) -> Stop:
+        return stop_at(way(picture, target, baseline), alpha)
+
     def draw(
         picture: str, target: str, baseline: str, alpha: float, steps: int, rule: str
     ) -> Iterator[Canvas]:
         seen, key = look(picture, target), (picture, target, baseline, steps, rule)
-        start = BASELINES[baseline](classifier, seen.x)
-        here = stop_at(classifier.model, seen.x, start, seen.target, alpha)
-        way = partial(walk, classifier, seen.x, start, seen.target, rule)
+        here = stop(picture, target, baseline, alpha)
+        along = partial(walk, way(picture, target, baseline), rule)
         numbers = sorted({min(COARSE, steps), steps})
-        for path in coarse_to_fine(kept, key, *(partial(way, number) for number in numbers)):
+        for path in coarse_to_fine(kept, key, *(partial(along, number) for number in numbers)):
             more = ", more coming …" if len(path.alphas) < steps else ""
             about = f"from the baseline “{baseline}”, {len(path.alphas)} steps, {rule}"
             yield _path_canvas(classifier, seen, path, here, about, more)
