@@ -234,14 +234,20 @@ def save(table: Table, path: Path | str) -> None:
         unfinished.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def load(path: Path | str = PATH, metrics: Mapping[str, Metric] = METRICS) -> Table:
+def load(
+    path: Path | str = PATH,
+    metrics: Mapping[str, Metric] = METRICS,
+    command: str = "course league",
+) -> Table:
     """Read a table with these columns; an error says what to do where there is none.
+
+    command: what makes the table.
 
     Raises FileNotFoundError or ValueError naming the argument.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"path: there is no {path}; `course league` makes it")
+        raise FileNotFoundError(f"path: there is no {path}; `{command}` makes it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         values = {
@@ -254,11 +260,11 @@ def load(path: Path | str = PATH, metrics: Mapping[str, Metric] = METRICS) -> Ta
         costs = {name: Cost(*numbers) for name, numbers in content["costs"].items()}
         table = Table(values, costs, content["setup"], metrics)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"path: {path} is damaged; `course league` makes it again") from None
+        raise ValueError(f"path: {path} is damaged; `{command}` makes it again") from None
     if other := [name for name in values if name not in metrics]:
         raise ValueError(
             f"path: {path} has columns that are no longer measured, {', '.join(other)}; "
-            "`course league` makes it again"
+            f"`{command}` makes it again"
         )
     return table
 

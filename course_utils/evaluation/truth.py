@@ -1,7 +1,7 @@
 """The truth about a drawn scene: what each part does to the model, known by drawing it without.
 
-A metric that blurs or greys pixels shows the model what it has never seen. A redraw is a picture
-that it might really have met, in which the part is simply not there.
+A metric that blurs or greys pixels shows the model what it has never seen. A redraw has no patch:
+the part is simply not there. Whether the model might have met such a picture, `redraws` measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
