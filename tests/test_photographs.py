@@ -145,6 +145,13 @@ def test_a_missing_package_or_file_is_a_sentence(
     assert "\n" not in str(error.value)
 
 
+def test_a_collage_keeps_things_of_one_name_in_both_photographs() -> None:
+    both = collage(photographs.load("grace_hopper"), photographs.load("astronaut"))
+    people, middle = both.masks["person"], both.image.shape[1] // 2
+    assert people[:, :middle].mean() > 0.1
+    assert people[:, middle:].mean() > 0.1
+
+
 def test_collage() -> None:
     left, right = photographs.load("coffee"), photographs.load("chelsea")
     both = collage(left, right)

@@ -4,21 +4,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from course_utils import models
+from course_utils.evaluation import controls
 from course_utils.evaluation.truth import (
+    AGREEMENTS,
+    _all_sets,
+    class_effects,
     effect_agreement,
     part_sums,
     true_effects,
     truth_map,
     visible_parts,
 )
+from course_utils.methods.shapley import exact_shapley
 from course_utils.networks import Classifier
 from course_utils.worlds.scenes import CLASSES, Scene, Scenes, render, standard
 from tests.networks import small_classifier
 
 SIZE = 48
+nan = float("nan")
 
 
 class Linear(nn.Module):
@@ -136,6 +143,33 @@ def test_shapley_values_by_the_formula_over_orders() -> None:
             expected[part] += (before - after) / 6
             spec = pair[1]
     assert effects == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["single", "shapley"])
+def test_effects_on_all_classes_come_from_the_same_redraws(kind: str) -> None:
+    scene, classifier = fish(), small_classifier(size=SIZE)
+    every = class_effects(classifier, scene, kind=kind)
+    assert list(every) == list(scene.parts)
+    for c in (0, 3, 15):
+        alone = true_effects(classifier, scene, kind=kind, target=c)
+        assert {part: float(f[c]) for part, f in every.items()} == pytest.approx(alone)
+    contrast = true_effects(classifier, scene, kind=kind, target=lambda f: f[:, 3] - f[:, 0])
+    assert {part: float(f[3] - f[0]) for part, f in every.items()} == pytest.approx(
+        contrast, abs=1e-6
+    )
+    model = Linear(np.ones((SIZE, SIZE)))
+    class_effects(classifier_of(model), scene, kind=kind, batch_size=4)
+    parts = len(scene.parts)
+    assert sum(model.calls) == (2**parts if kind == "shapley" else parts + 1)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shapley_values_are_those_of_the_method(parts: int) -> None:
+    v = torch.randn(2**parts, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = exact_shapley(lambda s: v[(s * 2 ** torch.arange(parts)).sum(1)], parts)
+    drawn, weights = _all_sets(parts)
+    assert torch.equal((drawn * 2 ** torch.arange(parts)).sum(1), torch.arange(2**parts))
+    torch.testing.assert_close(weights @ v, expected)
 
 
 def test_one_part_alone_is_blind_to_redundant_evidence() -> None:
@@ -265,17 +299,90 @@ DRAWN = scene_of(masks_of("aab", ".cc", "ccd"))
 
 def test_agreement_by_hand() -> None:
     heat = torch.tensor([[1.0, 2, 9], [50, 1, 1], [1, 1, -2]])[None]
-    # a 3, b 9, c 4, d −2; means 1.5, 9, 1, −2. The pixel outside all parts counts for none.
+    # a 3, b 9, c 4, d −2. The pixel outside all parts counts for none.
     assert part_sums(heat, DRAWN) == [{"a": 3, "b": 9, "c": 4, "d": -2}]
-    assert part_sums(heat, DRAWN, reduce="mean") == [{"a": 1.5, "b": 9, "c": 1, "d": -2}]
     effects = {"a": 2.0, "b": 1.0, "c": 3.0, "d": 0.0}
-    # ranks 2 4 3 1 against 3 2 4 1: 1 − 6 (1 + 4 + 1 + 0) / (4 · 15)
-    assert effect_agreement(heat, DRAWN, effects).tolist() == pytest.approx([0.4])
-    # ranks 3 4 2 1 against 3 2 4 1: 1 − 6 (0 + 4 + 4 + 0) / 60
-    by_means = effect_agreement(heat, DRAWN, effects, reduce="mean")
-    assert by_means.tolist() == pytest.approx([0.2])
-    linear = effect_agreement(heat, DRAWN, effects, correlation="pearson")
-    assert linear.tolist() == pytest.approx([np.corrcoef([3, 9, 4, -2], [2, 1, 3, 0])[0, 1]])
+    # sums' ranks 2 4 3 1 against 3 2 4 1: 1 − 6 (1 + 4 + 1 + 0) / (4 · 15)
+    assert effect_agreement(heat, DRAWN, effects, kind="sums").tolist() == pytest.approx([0.4])
+    # areas 2 1 4 1: means 1.5, 9, 1, −2, of the ranks 3 4 2 1, against effects per pixel 1, 1,
+    # 0.75, 0, of the ranks 3.5, 3.5, 2, 1
+    wanted = np.corrcoef([3, 4, 2, 1], [3.5, 3.5, 2, 1])[0, 1]
+    assert effect_agreement(heat, DRAWN, effects).tolist() == pytest.approx([wanted])
+
+
+THREE = scene_of(masks_of("abb", "ccc", "ccc"))  # areas 1, 2, 6
+
+
+@pytest.mark.parametrize(
+    ("values", "effects", "expected"),
+    [
+        ((3, 2, 1), (6, 6, 6), 1),  # 6, 3, 1 per pixel, in the map's order
+        ((3, 2, 1), (5, 6, 7), 1),  # 5, 3, 1.2: the largest part is the least dense
+        ((1, 2, 3), (5, 6, 7), -1),
+        ((1, 3, 2), (-4, 8, 6), 1),  # −4, 4, 1
+        ((1, 3, 2), (6, 6, 6), -0.5),  # ranks 1 3 2 against 3 2 1: 1 − 6 (4 + 1 + 1) / 24
+        ((1, 1, 1), (5, 6, 7), nan),  # an even grey is nowhere dense
+    ],
+)
+def test_density_of_three_rectangles(
+    values: tuple[float, ...], effects: tuple[float, ...], expected: float
+) -> None:
+    heat = torch.zeros(1, 3, 3)
+    for value, mask in zip(values, THREE.parts.values(), strict=True):
+        heat[0, torch.from_numpy(mask)] = value
+    found = effect_agreement(heat, THREE, dict(zip("abc", effects, strict=True)))
+    assert found.tolist() == pytest.approx([expected], nan_ok=True)
+
+
+def test_partial_correlation_is_that_of_what_the_areas_leave() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        m, e, a = generator.normal(size=(3, 7))
+        ranks = [stats.rankdata(values) for values in (m, e, a)]
+        line = np.stack([ranks[2], np.ones(7)], 1)
+        left = [r - line @ np.linalg.lstsq(line, r, rcond=None)[0] for r in ranks[:2]]
+        expected = np.corrcoef(left)[0, 1]
+        assert AGREEMENTS["partial"](m, e, a) == pytest.approx(expected)
+
+
+def test_partial_correlation_by_hand() -> None:
+    partial, a = AGREEMENTS["partial"], np.array([1.0, 2, 3, 4])
+    m, e = np.array([2.0, 1, 3, 4]), np.array([2.0, 1, 4, 3])
+    # ρ(m, e) = 0.8, ρ(m, a) = 0.8, ρ(e, a) = 0.6: (0.8 − 0.48) / √(0.36 · 0.64)
+    assert partial(m, e, a) == pytest.approx(0.32 / 0.48)
+    for ordered in (a, -a, a**3):  # the map says no more than the areas do
+        assert partial(ordered, e, a) == 0
+        assert np.isnan(partial(m, ordered, a))  # nor does the truth
+    assert np.isnan(partial(np.ones(4), e, a))
+    assert np.isnan(partial(m, np.ones(4), a))
+    assert partial(m, e, np.ones(4)) == pytest.approx(0.8)  # equal areas explain nothing
+
+
+def test_noise_agrees_by_chance_alone_unless_areas_count() -> None:
+    """On planted effects that grow with the area, as those of a model do."""
+    generator = torch.Generator().manual_seed(0)
+    random = np.random.default_rng(0)
+    found: dict[str, list[float]] = {kind: [] for kind in AGREEMENTS}
+    for _ in range(300):
+        # Six bars of a picture, of random widths.
+        edges = [0, *np.sort(random.choice(np.arange(2, 58, 2), 5, replace=False)), 60]
+        masks = {}
+        for name, left, right in zip("abcdef", edges[:-1], edges[1:], strict=True):
+            masks[name] = np.zeros((10, 60), bool)
+            masks[name][:, left:right] = True
+        drawn = scene_of(masks)
+        areas = {name: float(mask.sum()) for name, mask in masks.items()}
+        effects = {name: area * random.lognormal(0, 0.7) for name, area in areas.items()}
+        heat = controls.noise(None, torch.rand(1, 3, 10, 60, generator=generator))
+        for kind, values in found.items():
+            values.append(float(effect_agreement(heat, drawn, effects, kind=kind)))
+    for kind in ("density", "partial"):
+        each = np.array(found[kind])
+        each = each[np.isfinite(each)]
+        error = each.std() / len(each) ** 0.5
+        assert error < 0.05
+        assert abs(each.mean()) < 3 * error, kind
+    assert np.nanmean(found["sums"]) > 0.5
 
 
 def test_channels_are_summed_and_scenes_go_in_batches() -> None:
@@ -291,24 +398,33 @@ def test_channels_are_summed_and_scenes_go_in_batches() -> None:
         assert torch.equal(effect_agreement(maps[i : i + 1], DRAWN, effects[i]), values[i : i + 1])
 
 
-@pytest.mark.parametrize("correlation", ["spearman", "pearson"])
-def test_the_painted_truth_agrees_and_its_inverse_does_not(correlation: str) -> None:
+@pytest.mark.parametrize("kind", AGREEMENTS)
+def test_the_painted_truth_agrees_and_its_inverse_does_not(kind: str) -> None:
     classifier = models.load("scenes", device="cpu")
-    for i in (0, 6):
-        scene = Scenes(16, seed=77).scene(i)
-        effects = true_effects(classifier, scene)
+    drawn = [Scenes(16, seed=77).scene(i) for i in (0, 6)]
+    cases = [(scene, true_effects(classifier, scene)) for scene in drawn]
+    cases.append((DRAWN, {"a": 1.0, "b": 3.0, "c": 2.0, "d": -7.0}))
+    for scene, effects in cases:
         heat = truth_map(scene, effects)
         assert part_sums(heat, scene)[0] == pytest.approx(effects)
-        assert effect_agreement(heat, scene, effects, correlation=correlation) > 0.999999
-        assert effect_agreement(-heat, scene, effects, correlation=correlation) < -0.999999
+        areas = {part: mask.sum() for part, mask in visible_parts(scene).items()}
+        by_area = [sorted(each, key=lambda part: each[part]) for each in (areas, effects)]
+        if kind == "partial" and by_area[0] == by_area[1]:
+            assert scene is not DRAWN
+            assert effect_agreement(heat, scene, effects, kind=kind).isnan()
+            continue
+        assert effect_agreement(heat, scene, effects, kind=kind) > 0.999999
+        assert effect_agreement(-heat, scene, effects, kind=kind) < -0.999999
 
 
 def test_what_orders_nothing_is_nan() -> None:
     effects = {"a": 1.0, "b": 2.0, "c": 3.0}
     heat = torch.arange(9.0).view(1, 3, 3)
     assert effect_agreement(heat, DRAWN, effects).isfinite().all()
-    assert effect_agreement(0 * heat, DRAWN, effects).isnan().all()
-    assert effect_agreement(heat, DRAWN, dict.fromkeys("abc", 1.0)).isnan().all()
+    for even in (0 * heat, 0 * heat + 0.1):  # whose means differ by rounding
+        assert effect_agreement(even, DRAWN, effects).isnan().all()
+    equal = effect_agreement(heat, DRAWN, dict.fromkeys("abc", 1.0), kind="sums")
+    assert equal.isnan().all()
     assert effect_agreement(heat, DRAWN, {"a": 1.0, "b": 2.0}).isnan().all()
     assert effect_agreement(heat, DRAWN, {}).isnan().all()
 
@@ -326,6 +442,15 @@ def test_a_pixel_belongs_to_the_part_drawn_last() -> None:
     )
 
 
+def test_a_part_that_is_hidden_does_not_count() -> None:
+    masks = masks_of("aab", ".cc", "ccd")
+    scene = scene_of({"hidden": masks["a"]} | masks)
+    heat, effects = torch.arange(9.0).view(1, 3, 3), {"a": 1.0, "b": 3.0, "c": 2.0, "d": 7.0}
+    for kind in AGREEMENTS:
+        with_it = effect_agreement(heat, scene, {"hidden": -9.0} | effects, kind=kind)
+        assert torch.equal(with_it, effect_agreement(heat, DRAWN, effects, kind=kind))
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -336,8 +461,7 @@ def test_a_pixel_belongs_to_the_part_drawn_last() -> None:
         ({"attribution": torch.full((1, 3, 3), torch.nan)}, ValueError),
         ({"effects": {"a": 1.0, "wing": 1.0, "c": 0.0}}, ValueError),
         ({"effects": [{}, {}]}, ValueError),
-        ({"correlation": "kendal"}, ValueError),
-        ({"reduce": "max"}, ValueError),
+        ({"kind": "pearson"}, ValueError),
         ({"scene": [1]}, TypeError),
     ],
 )

@@ -1,7 +1,7 @@
 """The columns of the league's table: what is measured of a map on a scene, or of a method."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils.contract import batched_logits, known_options, predict_target, score_target
+from course_utils.contract import Score, batched_logits, known_options, score_target
 from course_utils.evaluation.metrics import (
     Curve,
     deletion,
@@ -22,7 +22,7 @@ from course_utils.evaluation.metrics import (
     pointing_game,
 )
 from course_utils.evaluation.sanity import maps_of, max_sensitivity
-from course_utils.evaluation.truth import effect_agreement, true_effects
+from course_utils.evaluation.truth import class_effects, effect_agreement, truth_map
 from course_utils.methods import lime
 from course_utils.networks import Classifier
 from course_utils.progress import in_batches
@@ -33,7 +33,11 @@ STEPS = 10  # of deletion and insertion
 GRID, SETS = 8, 64  # faithfulness cuts the picture in 8 × 8 squares, and draws 64 sets of a quarter
 RADIUS, DRAWS = 0.02, 2  # of the noise of max-sensitivity
 
+# What is explained: the logit of the model's answer a, that of its runner-up b, and f_a − f_b.
+SCORES = ("answer", "runner_up", "contrast")
+
 Values = NDArray[np.float64]
+AttributionMethod = Callable[..., Tensor]
 
 
 class Cost(NamedTuple):
@@ -71,9 +75,9 @@ class MeasuredScenes(NamedTuple):
     scenes: Sequence[Scene]
     images: Tensor  # (N, C, H, W)
     target: Tensor  # (N,) the model's answers
+    runner_up: Tensor  # (N,) its second choices
     batch_size: int
-    effects: list[dict[str, float]]  # the parts' Shapley values
-    single: list[dict[str, float]]  # what the absence of one part alone does
+    effects: dict[str, list[dict[str, float]]]  # of SCORES → the parts' Shapley values
     drops: Tensor  # (N, GRID² + SETS): what replacing each set of squares takes from the logit
     sets: Tensor  # (GRID² + SETS, GRID²), bool: each square alone, and random quarters
 
@@ -81,6 +85,11 @@ class MeasuredScenes(NamedTuple):
     def mask(self) -> Tensor:
         """Where the object is, (N, H, W)."""
         return torch.from_numpy(np.stack([scene.mask for scene in self.scenes]))
+
+    def painted(self, score: str) -> Tensor:
+        """The truth about one of SCORES, spread over the parts' pixels, (N, H, W)."""
+        pairs = zip(self.scenes, self.effects[score], strict=True)
+        return torch.cat([truth_map(*pair) for pair in pairs])
 
 
 def measure_scenes(
@@ -92,20 +101,56 @@ def measure_scenes(
     """
     model = classifier.model
     images = torch.cat([classifier.to_input(scene.image) for scene in scenes])
-    target = predict_target(model, images, None, batch_size)
-
-    def effects(kind: str) -> list[dict[str, float]]:
-        options: Any = {"kind": kind, "batch_size": batch_size}
-        pairs = zip(scenes, target.tolist(), strict=True)
-        return [true_effects(classifier, scene, target=c, **options) for scene, c in pairs]
-
+    with torch.no_grad():
+        target, runner_up = batched_logits(model, images, batch_size).topk(2).indices.T
+    effects: dict[str, list[dict[str, float]]] = {score: [] for score in SCORES}
     with measuring_cost(model, np.zeros(3) if cost is None else cost):
-        shapley = effects("shapley")
+        for scene, a, b in zip(scenes, target, runner_up, strict=True):
+            e = class_effects(classifier, scene, batch_size=batch_size)
+            effects["answer"].append({part: float(f[a]) for part, f in e.items()})
+            effects["runner_up"].append({part: float(f[b]) for part, f in e.items()})
+            effects["contrast"].append({part: float(f[a] - f[b]) for part, f in e.items()})
     sets = _sets()
     drops = _drops(model, images, target, sets, batch_size)
     return MeasuredScenes(
-        model, scenes, images, target, batch_size, shapley, effects("single"), drops, sets
+        model, scenes, images, target, runner_up, batch_size, effects, drops, sets
     )
+
+
+def maps_by_score(
+    method: AttributionMethod,
+    measured: MeasuredScenes,
+    scores: Collection[str],
+    *,
+    linear: bool = False,
+    cost: Values | None = None,
+) -> dict[str, Tensor]:
+    """A method's maps of each score, channels summed, (N, H, W); those of the answer in any case.
+
+    linear: the map of a difference is the difference of the maps. cost: (3,), to which that of the
+    answer's maps is added.
+    """
+    model, images, batch_size = measured.model, measured.images, measured.batch_size
+
+    def run(images: Tensor, target: Any) -> Tensor:
+        return maps_of(method, model, images, target, batch_size).sum(1)
+
+    with measuring_cost(model, np.zeros(3) if cost is None else cost):
+        maps = {"answer": run(images, measured.target)}
+    if "runner_up" in scores or ("contrast" in scores and linear):
+        maps["runner_up"] = run(images, measured.runner_up)
+    if "contrast" in scores and linear:
+        maps["contrast"] = maps["answer"] - maps["runner_up"]
+    elif "contrast" in scores:  # each image has its own score, which knows nothing of the others
+        differences = map(_difference, measured.target, measured.runner_up)
+        pairs = zip(images.split(1), differences, strict=True)
+        maps["contrast"] = torch.cat([run(*pair) for pair in pairs])
+    return maps
+
+
+def _difference(a: Tensor, b: Tensor) -> Score:
+    """The target f_a − f_b."""
+    return Score(lambda logits: logits[:, a] - logits[:, b])
 
 
 def _sets() -> Tensor:
@@ -148,11 +193,16 @@ def area(measured: MeasuredScenes, maps: Tensor, curve: Callable[..., Curve]) ->
     return ((auc - replaced) / (whole - replaced)).where(whole > replaced, torch.nan)
 
 
-def _agreement(kind: str = "effects", **options: Any) -> Callable[[MeasuredScenes, Tensor], Tensor]:
-    """`truth.effect_agreement` with the Shapley values, or with what one part alone does."""
-    return lambda measured, maps: effect_agreement(
-        maps, measured.scenes, getattr(measured, kind), **options
-    )
+def agreement(measured: MeasuredScenes, maps: Tensor, kind: str, score: str = "answer") -> Tensor:
+    """`truth.effect_agreement` with the Shapley values of a score, (N,)."""
+    return effect_agreement(maps, measured.scenes, measured.effects[score], kind=kind)
+
+
+def on_object(
+    measured: MeasuredScenes, maps: Tensor, judge: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """`metrics.iou` or `metrics.pointing_game` with the object's mask, (N,)."""
+    return judge(maps, measured.mask)
 
 
 # -- of a method ----------------------------------------------------------------------------------
@@ -161,16 +211,16 @@ def _agreement(kind: str = "effects", **options: Any) -> Callable[[MeasuredScene
 class Repetition(NamedTuple):
     """A method to run again: for the model, and for the same with all parameters drawn anew."""
 
-    method: Callable[..., Tensor]
+    method: AttributionMethod
     model: nn.Module
-    random_method: Callable[..., Tensor]  # the same, given what it needs of the random model
+    random_method: AttributionMethod  # the same, given what it needs of the random model
     random_model: nn.Module
     images: Tensor
     target: Tensor
     maps: Tensor  # (N, H, W): what it found the first time, its channels summed
     batch_size: int
 
-    def compared(self, method: Callable[..., Tensor], model: nn.Module) -> Tensor:
+    def compared(self, method: AttributionMethod, model: nn.Module) -> Tensor:
         """Spearman of the maps with those that a method makes now, (N,)."""
         again = maps_of(method, model, self.images, self.target, self.batch_size).sum(1)
         pairs = torch.stack([self.maps, again], 1)
@@ -213,21 +263,29 @@ class Metric(NamedTuple):
     better: int  # 1: the more the better; −1: the less
     measure: Callable[..., Tensor]  # of (MeasuredScenes, maps), or of a Repetition where few
     few: bool = False  # it runs the method again, and so only for few scenes
+    score: str = "answer"  # of SCORES, what the maps are of
 
 
+SCALE = "0 = mean colour, 1 = whole picture"
+
+
+def _truth(label: str, kind: str, score: str = "answer") -> Metric:
+    return Metric(label, 1, partial(agreement, kind=kind, score=score), score=score)
+
+
+# The first orders the methods.
 METRICS: dict[str, Metric] = {
-    "truth": Metric("the truth", 1, _agreement()),
-    "single": Metric("one part at a time", 1, _agreement("single")),
-    "linear": Metric("the truth (Pearson)", 1, _agreement(correlation="pearson")),
-    "density": Metric("the truth (means)", 1, _agreement(reduce="mean")),
-    "deletion": Metric("deletion", -1, partial(area, curve=deletion)),
-    "insertion": Metric("insertion", 1, partial(area, curve=insertion)),
+    "density": _truth("the truth, per pixel", "density"),
+    "partial": _truth("the truth, area held fixed", "partial"),
+    "sums": _truth("the truth, sums", "sums"),
+    "contrast": _truth("answer − runner-up, per pixel", "density", "contrast"),
+    "runner_up": _truth("runner-up, per pixel", "density", "runner_up"),
+    "deletion": Metric(f"deletion AUC, {SCALE}", -1, partial(area, curve=deletion)),
+    "insertion": Metric(f"insertion AUC, {SCALE}", 1, partial(area, curve=insertion)),
     "patches": Metric("faithfulness (patches)", 1, partial(faithfulness, alone=True)),
     "subsets": Metric("faithfulness (subsets)", 1, partial(faithfulness, alone=False)),
-    "iou": Metric("IoU", 1, lambda measured, maps: iou(maps, measured.mask)),
-    "pointing": Metric(
-        "pointing game", 1, lambda measured, maps: pointing_game(maps, measured.mask)
-    ),
+    "iou": Metric("IoU", 1, partial(on_object, judge=iou)),
+    "pointing": Metric("pointing game", 1, partial(on_object, judge=pointing_game)),
     "randomized": Metric("like a random model's", -1, random_model_agreement, few=True),
     "sensitivity": Metric("max-sensitivity", -1, sensitivity, few=True),
     "runs": Metric("run-to-run agreement", 1, seed_agreement, few=True),

@@ -1,37 +1,38 @@
 """The truth about a drawn scene: what each part does to the model, known by drawing it without.
 
-A metric that blurs or greys pixels shows the model what it has never seen. A redraw is a picture
-that it might really have met, in which the part is simply not there.
+A metric that blurs or greys pixels shows the model what it has never seen. A redraw has no patch:
+the part is simply not there. Whether the model might have met such a picture, `redraws` measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import comb
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from course_utils.contract import (
     Target,
     check_choice,
     check_count,
+    check_logits,
     explaining,
     predict_target,
     score_target,
     sum_channels,
 )
-from course_utils.methods.shapley import exact_shapley
 from course_utils.networks import Classifier
 from course_utils.progress import in_batches
 from course_utils.worlds import scenes
 from course_utils.worlds.scenes import Scene
 
 KINDS = ("single", "shapley")
-CORRELATIONS = ("spearman", "pearson")
-REDUCTIONS = ("sum", "mean")
 MOST_PARTS = 10  # as many as the fullest scene has: 1,024 redraws, about ten seconds
 
 Effects = Mapping[str, float]
+Values = NDArray[np.float64]
 
 
 def true_effects(
@@ -68,6 +69,40 @@ def true_effects(
     Raises ValueError or TypeError naming the argument.
     Source: Shapley, A Value for n-Person Games, 1953.
     """
+    names = _part_names(scene, kind, parts)
+    check_count("batch_size", batch_size)
+    if not names:
+        return {}
+    image = classifier.to_input(scene.image)
+    with explaining(classifier.model):
+        target = predict_target(classifier.model, image, target, 1)
+    c = target if callable(target) else int(target)  # all redraws share it
+
+    def score(output: Any) -> Tensor:
+        return score_target(output, c)
+
+    effects = _effects(classifier, scene, kind, names, score, render, batch_size)
+    return dict(zip(names, effects.tolist(), strict=True))
+
+
+def class_effects(
+    classifier: Classifier, scene: Scene, *, kind: str = "shapley", batch_size: int = 16
+) -> dict[str, Tensor]:
+    """`true_effects` on the logits of all classes, from the same redraws: part → (K,), float64.
+
+    Effects on a difference of two logits are the difference of the effects on each.
+
+    Arguments, errors and source as `true_effects`.
+    """
+    names = _part_names(scene, kind)
+    check_count("batch_size", batch_size)
+    render = scenes.render
+    effects = _effects(classifier, scene, kind, names, check_logits, render, batch_size)
+    return dict(zip(names, effects, strict=True))
+
+
+def _part_names(scene: Scene, kind: str, parts: Sequence[str] | None = None) -> list[str]:
+    """The parts to draw away, checked."""
     check_scene(scene)
     check_choice("kind", kind, KINDS)
     names = list(scene.parts) if parts is None else list(parts)
@@ -80,32 +115,54 @@ def true_effects(
             f"parts are {len(names)}, but exact Shapley values take all 2^{len(names)} redraws; "
             f"name at most {MOST_PARTS}"
         )
-    check_count("batch_size", batch_size)
-    if not names:
-        return {}
+    return names
 
-    model, size = classifier.model, len(scene.image)
-    with explaining(model), torch.no_grad():
-        target = predict_target(model, classifier.to_input(scene.image), target, 1)
 
-        def value(coalitions: Tensor) -> Tensor:
+def _effects(
+    classifier: Classifier,
+    scene: Scene,
+    kind: str,
+    names: Sequence[str],
+    score: Callable[[Any], Tensor],
+    render: Callable[..., Any],
+    batch_size: int,
+) -> Tensor:
+    """The parts' effects (P,), or (P, K), on the scores (B,), or (B, K), of the redraws."""
+    size = len(scene.image)
+    drawn, weights = (_one_by_one if kind == "single" else _all_sets)(len(names))
+    scores = []
+    with explaining(classifier.model), torch.no_grad():
+        for number in in_batches(len(drawn), batch_size):
             images = []
-            for coalition in coalitions.tolist():
+            for present in drawn[number].tolist():
                 spec = scene.spec
-                for name, present in zip(names, coalition, strict=True):
-                    spec = spec if present else spec.without(name)
+                for name, there in zip(names, present, strict=True):
+                    spec = spec if there else spec.without(name)
                 images.append(classifier.to_input(render(spec, size).image))
-            of_scene = torch.zeros(len(images), dtype=torch.long)  # they all share its target
-            return score_target(model(torch.cat(images)), target, of_scene).cpu().double()
+            scores.append(score(classifier.model(torch.cat(images))).cpu().double())
+    return weights @ torch.cat(scores)
 
-        if kind == "shapley":
-            effects = exact_shapley(value, len(names), batch_size=batch_size)
-        else:
-            every = torch.ones(len(names) + 1, len(names), dtype=torch.bool)
-            every[1:].fill_diagonal_(False)
-            f = [value(every[number]) for number in in_batches(len(every), batch_size)]
-            effects = torch.cat(f)[0] - torch.cat(f)[1:]
-    return dict(zip(names, effects.tolist(), strict=True))
+
+def _one_by_one(parts: int) -> tuple[Tensor, Tensor]:
+    """All parts, and all but each (P + 1, P), bool; the weights (P, P + 1) of e = W f."""
+    alone = torch.eye(parts)
+    drawn = torch.cat([torch.ones(1, parts), 1 - alone]).bool()
+    return drawn, torch.cat([torch.ones(parts, 1), -alone], 1).double()
+
+
+def _all_sets(parts: int) -> tuple[Tensor, Tensor]:
+    """All sets of parts (2^P, P), bool; the weights (P, 2^P) with which Shapley values are W f.
+
+    A set of s parts that has i counts (s − 1)! (P − s)! / P!, one without it −s! (P − s − 1)! / P!.
+    """
+    drawn = (torch.arange(2**parts)[:, None] >> torch.arange(parts)) % 2 == 1
+    share = torch.tensor([1 / (parts * comb(parts - 1, s)) for s in range(parts)]).double()
+    s = drawn.sum(1, keepdim=True)
+    weights = torch.where(drawn, share[(s - 1).clamp(min=0)], -share[s.clamp(max=parts - 1)])
+    return drawn, weights.T
+
+
+# -- do maps know it? -----------------------------------------------------------------------------
 
 
 def effect_agreement(
@@ -113,74 +170,110 @@ def effect_agreement(
     scene: Scene | Sequence[Scene],
     effects: Effects | Sequence[Effects],
     *,
-    correlation: str = "spearman",
-    reduce: str = "sum",
+    kind: str = "density",
 ) -> Tensor:
     """Does an attribution order the parts as the truth does? 1 says yes, −1 the wrong way round.
 
-        corr over parts of  Σ_{i ∈ part} R_i  and  e_part
+        density:  ρ(m / a, e / a),      m_i = Σ_{pixels of part i} R,  a_i their number
+        sums:     ρ(m, e)
+        partial:  (ρ(m, e) − ρ(m, a) ρ(e, a)) / √((1 − ρ(m, a)²) (1 − ρ(e, a)²))
 
-    Ranks are compared by default: a map in another unit, or out of all proportion, can still tell
-    which part matters more. "pearson" compares the numbers, of which the largest part's often
-    decide the result. Both are signed: a part that speaks against the class must come last.
+    ρ is the rank correlation over the parts: a map in another unit, or out of all proportion, can
+    still tell which part matters more. All is signed: what speaks against the class comes last.
 
-    A part's effect is compared with the map's sum over it, because methods share out the logit
-    among pixels. Large parts also tend to matter more, so even a map of positive noise, whose sums
-    are the parts' areas, does better than 0: compare with one. "mean" asks how dense the map is
-    instead, of which noise knows nothing, but of which a right map need not say the same.
+    "sums" compares what the parts get with what they do. But large parts get more from any map of
+    positive numbers, and do more: noise agrees, too. The others leave the area out. "density" asks
+    where a pixel matters most: the map's mean in a part with the part's effect per pixel. "partial"
+    asks what the sums say beyond the areas; sums in the areas' own order, or in the reverse of it,
+    say nothing: 0.
 
     attribution: (N, C, H, W), summed over channels, or (N, H, W).
     scene: one, or N of them, as large as the maps. effects: as `true_effects`, one for each scene;
-    parts that they do not name do not count.
+    parts that they do not name do not count, nor those of which no pixel is seen.
     Returns (N,), float64; NaN where there are fewer than three parts, of which any order is right
-    or wrong by chance, and where the effects or the sums are all equal, which orders nothing.
+    or wrong by chance, where the effects or the sums are all equal, which orders nothing, and for
+    "partial" where the effects are in the areas' own order, or in the reverse of it.
 
     Raises ValueError or TypeError naming the argument.
+    Source: Spearman, The Proof and Measurement of Association between Two Things, 1904; partial:
+    Yule, On the Theory of Correlation for any Number of Variables, 1907.
     """
-    from scipy import stats  # takes half a second to import
-
-    check_choice("correlation", correlation, CORRELATIONS)
-    correlate = stats.spearmanr if correlation == "spearman" else stats.pearsonr
+    check_choice("kind", kind, AGREEMENTS)
     drawn = [scene] if not isinstance(scene, Sequence) else list(scene)
     truth = [effects] if isinstance(effects, Mapping) else list(effects)
     if len(truth) != len(drawn):
         raise ValueError(
             f"effects must be given for each scene, {len(drawn)} times, not {len(truth)}"
         )
-    found = part_sums(attribution, drawn, reduce=reduce)
+    found = part_sums(attribution, drawn)
     values = torch.full((len(drawn),), torch.nan, dtype=torch.float64)
-    for i, (sums, wanted) in enumerate(zip(found, truth, strict=True)):
-        if missing := [part for part in wanted if part not in sums]:
-            raise ValueError(f"effects: the scene has no mask of {', '.join(missing)}")
-        pairs = np.array([(sums[part], effect) for part, effect in wanted.items()])
-        if len(pairs) >= 3 and np.ptp(pairs, axis=0).all():
-            values[i] = float(correlate(*pairs.T).statistic)
+    for i, (one, sums, wanted) in enumerate(zip(drawn, found, truth, strict=True)):
+        _check_parts(wanted, sums)
+        areas = {part: int(mask.sum()) for part, mask in visible_parts(one).items()}
+        seen = [part for part in wanted if areas[part]]
+        if len(seen) >= 3:
+            m, e, a = (np.array([each[p] for p in seen], float) for each in (sums, wanted, areas))
+            values[i] = AGREEMENTS[kind](m, e, a)
     return values
 
 
-def part_sums(
-    attribution: Tensor, scene: Scene | Sequence[Scene], *, reduce: str = "sum"
-) -> list[dict[str, float]]:
-    """What an attribution gives each visible part of each scene: its sum, or mean, over the mask.
+def _density(m: Values, e: Values, a: Values) -> float:
+    return rank_correlation(m / a, e / a)
+
+
+def _sums(m: Values, e: Values, a: Values) -> float:
+    return rank_correlation(m, e)
+
+
+def _partial(m: Values, e: Values, a: Values) -> float:
+    me, ma, ea = (rank_correlation(*pair) for pair in ((m, e), (m, a), (e, a)))
+    if np.isnan(me) or np.ptp(a) == 0:
+        return me  # areas that are all equal explain nothing
+    if np.isclose(abs(ea), 1):
+        return np.nan
+    if np.isclose(abs(ma), 1):
+        return 0.0
+    return (me - ma * ea) / ((1 - ma**2) * (1 - ea**2)) ** 0.5
+
+
+AGREEMENTS: dict[str, Callable[[Values, Values, Values], float]] = {
+    "density": _density,
+    "partial": _partial,
+    "sums": _sums,
+}
+
+
+def rank_correlation(x: Values, y: Values) -> float:
+    """Spearman's rank correlation of two (P,); NaN where one of them is constant.
+
+    Numbers that differ by rounding alone share their mean rank.
+
+    >>> truth.rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 90.0, 20.0]))
+    0.5
+    """
+    from scipy.stats import rankdata  # takes half a second to import
+
+    ranks = [rankdata((v / (np.abs(v).max() or 1)).round(12)) for v in (x, y)]
+    if not np.ptp(ranks, axis=1).all():
+        return np.nan
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def part_sums(attribution: Tensor, scene: Scene | Sequence[Scene]) -> list[dict[str, float]]:
+    """What an attribution gives each visible part of each scene: its sum over the mask.
 
     A pixel belongs to the part that was drawn last: a companion hides the clutter behind it. Of a
     part that is hidden altogether the sum is 0.
 
     Arguments, errors as `effect_agreement`.
     """
-    check_choice("reduce", reduce, REDUCTIONS)
     drawn = [scene] if not isinstance(scene, Sequence) else list(scene)
     for one in drawn:
         check_scene(one)
-    maps = _maps(attribution, drawn)
-    result = []
-    for one, values in zip(drawn, maps, strict=True):
-        masks = visible_parts(one)
-        sums = {part: float(values[mask].sum()) for part, mask in masks.items()}
-        if reduce == "mean":
-            sums = {part: total / max(int(masks[part].sum()), 1) for part, total in sums.items()}
-        result.append(sums)
-    return result
+    return [
+        {part: float(heat[mask].sum()) for part, mask in visible_parts(one).items()}
+        for one, heat in zip(drawn, _maps(attribution, drawn), strict=True)
+    ]
 
 
 def truth_map(scene: Scene, effects: Effects) -> Tensor:
@@ -193,8 +286,7 @@ def truth_map(scene: Scene, effects: Effects) -> Tensor:
     """
     check_scene(scene)
     masks = visible_parts(scene)
-    if missing := [part for part in effects if part not in masks]:
-        raise ValueError(f"effects: the scene has no mask of {', '.join(missing)}")
+    _check_parts(effects, masks)
     heat = np.zeros(scene.mask.shape)
     for part, effect in effects.items():
         heat[masks[part]] = effect / max(int(masks[part].sum()), 1)
@@ -229,3 +321,8 @@ def check_scene(scene: Scene) -> None:
         raise TypeError(
             f"scene must be a drawn scene, as scenes.render's, not {type(scene).__name__}"
         )
+
+
+def _check_parts(effects: Effects, parts: Mapping[str, Any]) -> None:
+    if missing := [part for part in effects if part not in parts]:
+        raise ValueError(f"effects: the scene has no mask of {', '.join(missing)}")

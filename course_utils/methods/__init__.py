@@ -39,6 +39,8 @@ class Method:
     the network; a baseline, which stands for absence; segments of the image; data, ordinary images.
     claims: of AXIOMS, those that it should satisfy; what is hidden as one, a window or a segment,
     counts as a single input value. `axioms.axioms` tries them.
+    linear: whether the map of a sum of scores is the sum of their maps, so that f_a − f_b needs no
+    run of its own: M(f_a − f_b) = M(f_a) − M(f_b), where a method that draws draws the same.
     magnitudes: whether its paper shows the size of what it finds, whatever the sign.
     prepare: for each option that it cannot do without, how that is made of the model and of a
     batch of ordinary images (see `bind`).
@@ -54,6 +56,7 @@ class Method:
     cost: str
     needs: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
+    linear: bool = False
     magnitudes: bool = False
     prepare: Mapping[str, Callable[[nn.Module, Tensor], Any]] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
@@ -141,6 +144,7 @@ METHODS: dict[str, Method] = {
             cost="(1 + P) F",
             needs=frozenset({"baseline"}),
             claims=OF_A_GAME,
+            linear=True,
             sketch=_windows,
         ),
         Method(
@@ -151,6 +155,7 @@ METHODS: dict[str, Method] = {
             cost="(1 + P·n) F",
             needs=frozenset({"data"}),
             claims=OF_A_GAME,
+            linear=True,
             prepare={"background": lambda model, data: data},
             quick={"samples": 1},
             sketch=lambda *given: _windows(*given) | {"samples": 1},
@@ -163,6 +168,7 @@ METHODS: dict[str, Method] = {
             cost="1 B",
             needs=GRADIENTS,
             claims=OF_A_FUNCTION,
+            linear=True,
             magnitudes=True,
         ),
         Method(
@@ -173,6 +179,7 @@ METHODS: dict[str, Method] = {
             cost="1 B",
             needs=GRADIENTS,
             claims=OF_A_FUNCTION,
+            linear=True,
         ),
         Method(
             gradients.deconvnet,
@@ -200,6 +207,7 @@ METHODS: dict[str, Method] = {
             cost="n B",
             needs=GRADIENTS,
             claims=OF_A_FUNCTION,
+            linear=True,
             magnitudes=True,
             sketch=lambda *given: {"samples": 4},
         ),
@@ -211,6 +219,7 @@ METHODS: dict[str, Method] = {
             cost="n B",
             needs=frozenset({"gradients", "baseline"}),
             claims=frozenset(AXIOMS),
+            linear=True,
             sketch=lambda *given: {"steps": 4},
         ),
         Method(
@@ -221,6 +230,7 @@ METHODS: dict[str, Method] = {
             cost="1 F",
             needs=frozenset({"layers"}),
             claims=frozenset({"linearity"}),
+            linear=True,
         ),
         Method(
             cam.grad_cam,
@@ -255,6 +265,7 @@ METHODS: dict[str, Method] = {
             cost="1 F + 1 B",
             needs=LAYERS | {"baseline"},
             claims=frozenset({"completeness", "sensitivity", "linearity"}),
+            linear=True,
         ),
         Method(
             propagation.lrp,
@@ -263,6 +274,7 @@ METHODS: dict[str, Method] = {
             2015,
             cost="1 B",
             needs=LAYERS,
+            linear=True,
         ),
         Method(
             propagation.pattern_net,
@@ -301,6 +313,7 @@ METHODS: dict[str, Method] = {
             cost="n F",
             needs=frozenset({"baseline", "segments"}),
             claims=OF_A_GAME - {"dummy"},
+            linear=True,
             quick={"samples": 256},
             sketch=_segments,
         ),
@@ -312,6 +325,7 @@ METHODS: dict[str, Method] = {
             cost="n F",
             needs=frozenset({"baseline", "segments"}),
             claims=frozenset(AXIOMS),
+            linear=True,
             quick={"samples": 256},
             sketch=_segments,
         ),
@@ -323,6 +337,7 @@ METHODS: dict[str, Method] = {
             cost="K F + K B",
             needs=LAYERS | {"data"},
             claims=frozenset({"completeness", "sensitivity", "linearity"}),
+            linear=True,
             prepare={"background": lambda model, data: data[:16]},
             sketch=lambda *given: {"background": given[-1]["background"][:1]},
         ),

@@ -79,6 +79,8 @@ def _command_line() -> argparse.ArgumentParser:
     command = add("league", league, "judge every method by the truth again (half an hour)")
     row = "measure this row alone, such as gradient or '|gradient|' (repeat for more)"
     command.add_argument("--only", action="append", metavar="NAME", help=row)
+    beside = "the second table: photographs and a network that others trained (twenty minutes)"
+    command.add_argument("--photographs", action="store_true", help=beside)
     add("roar", roar, "retrain without the pixels that methods choose (ten minutes)")
     command = add("live", write_live, "write an instructor's copy of a lecture, to type in class")
     command.add_argument("lecture", metavar="NN", help="its number, such as 01")
@@ -413,14 +415,18 @@ def microscope(name: str) -> int:
 # Evaluation ----------------------------------------------------------------------------------
 
 
-def league(only: Sequence[str] | None = None) -> int:
+def league(only: Sequence[str] | None = None, photographs: bool = False) -> int:
     """Put every method through every metric on scenes whose truth is known; store the table.
 
     only: measures these rows alone; the others stay as they were.
+    photographs: makes the table of photographs instead, where no truth is known.
     """
-    from course_utils.evaluation import league, standings
+    from course_utils.evaluation import field, league, standings
     from course_utils.tools import datasheets
 
+    if photographs:
+        print(f"{field.make(only)}\nthe table is in {field.PATH}")
+        return 0
     table = league.make_rows(only) if only else league.make()
     datasheets.replace_section(ROOT / "README.md", "league", standings.markdown(table))
     print(f"{table}\nthe table is in {standings.PATH}, and in the README")

@@ -11,9 +11,10 @@ HEAD = """# What the course ships
 
 Models, as safetensors in half precision, and what their units answer to. Each model was trained
 from scratch by this repository, on pictures that it drew itself: no photograph, and no weights of
-anybody else. `league.json` and `roar.json` are what `course league` and `course roar` measured for
-lecture 09. `sentences.csv` has 150 sentences, written for lecture 08. `outlines.json` says where
-things are on photographs that the course's packages bring. Licence: MIT, as the code.
+anybody else. `league.json`, `league_photographs.json` and `roar.json` are what `course league`,
+`course league --photographs` and `course roar` measured for lecture 09. `sentences.csv` has 150
+sentences, written for lecture 08. `outlines.json` says where things are on photographs that the
+course's packages bring. Licence: MIT, as the code.
 
 This page is written by `course train NAME`, which makes a model again from its recipe, and by
 `course microscope NAME`, which looks at its units again. Another processor rounds differently: a

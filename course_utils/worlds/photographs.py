@@ -141,15 +141,15 @@ def collage(left: Photograph, right: Photograph) -> Photograph:
     """Two photographs side by side in a square, the middle of each.
 
     Beside the things of both, which keep their names, each half is a thing by its photograph's
-    name.
+    name. Things of one name in both are one thing in two places.
     """
-    masks = {}
+    masks: dict[str, Mask] = {}
     for at, photo in enumerate((left, right)):
         half = np.ones(photo.image.shape[:2], bool)
         for thing, mask in {photo.name: half, **photo.masks}.items():
             place = np.zeros((HALF[1], 2 * HALF[0]), bool)
             place[:, at * HALF[0] : (at + 1) * HALF[0]] = _fitted(mask * np.uint8(255)) > 127
-            masks[thing] = place
+            masks[thing] = masks.get(thing, False) | place
     image = np.concatenate([_fitted(left.image), _fitted(right.image)], axis=1)
     credit = f"{left.credit}; {right.credit}"
     return Photograph(f"{left.name} | {right.name}", image, masks, credit)
