@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -757,3 +758,19 @@ def test_deep_shap_equals_captum_and_shap() -> None:
     explainer = shap.DeepExplainer(model, baselines)
     reference = explainer.shap_values(images.clone(), check_additivity=False)[..., 1]
     close(result, torch.from_numpy(reference), 1e-9)
+
+
+@pytest.mark.parametrize("players", [1, 2, 5])
+def test_games_that_share_their_players_at_once_are_each_alone(players: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(2**players, 3, generator=generator, dtype=torch.float64)
+    bits, together = 2 ** torch.arange(players), shapley.shapley_of_all(v)
+    coalitions = shapley.all_coalitions(players)
+    assert torch.equal((coalitions * bits).sum(1), torch.arange(2**players))
+    for k in range(3):
+        game = v[:, k]
+        alone = shapley.exact_shapley(
+            partial(lambda game, s: game[(s * bits).sum(1)], game), players
+        )
+        torch.testing.assert_close(together[:, k], alone)
+        torch.testing.assert_close(together[:, k].sum(), v[-1, k] - v[0, k])

@@ -11,7 +11,6 @@ from course_utils import models
 from course_utils.evaluation import controls
 from course_utils.evaluation.truth import (
     AGREEMENTS,
-    _all_sets,
     class_effects,
     effect_agreement,
     part_sums,
@@ -19,7 +18,6 @@ from course_utils.evaluation.truth import (
     truth_map,
     visible_parts,
 )
-from course_utils.methods.shapley import exact_shapley
 from course_utils.networks import Classifier
 from course_utils.worlds.scenes import CLASSES, Scene, Scenes, render, standard
 from tests.networks import small_classifier
@@ -161,15 +159,6 @@ def test_effects_on_all_classes_come_from_the_same_redraws(kind: str) -> None:
     class_effects(classifier_of(model), scene, kind=kind, batch_size=4)
     parts = len(scene.parts)
     assert sum(model.calls) == (2**parts if kind == "shapley" else parts + 1)
-
-
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_shapley_values_are_those_of_the_method(parts: int) -> None:
-    v = torch.randn(2**parts, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = exact_shapley(lambda s: v[(s * 2 ** torch.arange(parts)).sum(1)], parts)
-    drawn, weights = _all_sets(parts)
-    assert torch.equal((drawn * 2 ** torch.arange(parts)).sum(1), torch.arange(2**parts))
-    torch.testing.assert_close(weights @ v, expected)
 
 
 def test_one_part_alone_is_blind_to_redundant_evidence() -> None:

@@ -274,10 +274,9 @@ def order_kept(here: Table, there: Table, metric: str) -> Interval:
         and all(np.isfinite(t.values[metric].get(row, np.nan)).any() for t in (here, there))
     ]
     generator = np.random.default_rng(0)
-    one, other = (_orders(table.values[metric], rows, generator) for table in (here, there))
-    tau = (one * other).sum((1, 2)) / (len(rows) * (len(rows) - 1))
-    low, high = np.quantile(tau[1:], [0.025, 0.975])
-    return float(tau[0]), float(low), float(high)
+    return standings.kendall(
+        *(_orders(table.values[metric], rows, generator) for table in (here, there))
+    )
 
 
 def _orders(

@@ -111,6 +111,6 @@ def counterpart(scene: Scene, generator: np.random.Generator) -> Scene:
 
 def _kind(spec: SceneSpec) -> tuple[str | None, bool]:
     """The class that the object tells, or None and whether there is a companion."""
-    if "object" not in spec.removed and tells(spec.shape, spec.removed):
+    if tells(spec.shape, spec.removed):
         return spec.label, True
-    return None, spec.companion != "none" and "companion" not in spec.removed
+    return None, spec.has("companion")

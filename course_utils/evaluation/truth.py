@@ -5,7 +5,6 @@ the part is simply not there. Whether the model might have met such a picture, `
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from course_utils.contract import (
     score_target,
     sum_channels,
 )
+from course_utils.methods.shapley import all_coalitions, shapley_of_all
 from course_utils.networks import Classifier
 from course_utils.progress import in_batches
 from course_utils.worlds import scenes
@@ -129,7 +129,10 @@ def _effects(
 ) -> Tensor:
     """The parts' effects (P,), or (P, K), on the scores (B,), or (B, K), of the redraws."""
     size = len(scene.image)
-    drawn, weights = (_one_by_one if kind == "single" else _all_sets)(len(names))
+    if kind == "shapley":
+        drawn = all_coalitions(len(names))
+    else:  # the whole scene, then all but each part
+        drawn = torch.cat([torch.zeros(1, len(names)), torch.eye(len(names))]) == 0
     scores = []
     with explaining(classifier.model), torch.no_grad():
         for number in in_batches(len(drawn), batch_size):
@@ -140,26 +143,8 @@ def _effects(
                     spec = spec if there else spec.without(name)
                 images.append(classifier.to_input(render(spec, size).image))
             scores.append(score(classifier.model(torch.cat(images))).cpu().double())
-    return weights @ torch.cat(scores)
-
-
-def _one_by_one(parts: int) -> tuple[Tensor, Tensor]:
-    """All parts, and all but each (P + 1, P), bool; the weights (P, P + 1) of e = W f."""
-    alone = torch.eye(parts)
-    drawn = torch.cat([torch.ones(1, parts), 1 - alone]).bool()
-    return drawn, torch.cat([torch.ones(parts, 1), -alone], 1).double()
-
-
-def _all_sets(parts: int) -> tuple[Tensor, Tensor]:
-    """All sets of parts (2^P, P), bool; the weights (P, 2^P) with which Shapley values are W f.
-
-    A set of s parts that has i counts (s − 1)! (P − s)! / P!, one without it −s! (P − s − 1)! / P!.
-    """
-    drawn = (torch.arange(2**parts)[:, None] >> torch.arange(parts)) % 2 == 1
-    share = torch.tensor([1 / (parts * comb(parts - 1, s)) for s in range(parts)]).double()
-    s = drawn.sum(1, keepdim=True)
-    weights = torch.where(drawn, share[(s - 1).clamp(min=0)], -share[s.clamp(max=parts - 1)])
-    return drawn, weights.T
+    f = torch.cat(scores)
+    return shapley_of_all(f) if kind == "shapley" else f[0] - f[1:]
 
 
 # -- do maps know it? -----------------------------------------------------------------------------

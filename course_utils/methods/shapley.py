@@ -64,16 +64,29 @@ def exact_shapley(value: Value, players: int, *, batch_size: int = 16) -> Tensor
             f"all 2^{players} coalitions; use kernel_shap"
         )
     check_count("batch_size", batch_size)
-    number = torch.arange(2**players)  # of a coalition; bit i says whether player i is in
-    coalitions = torch.stack([(number >> i) % 2 == 1 for i in range(players)], 1)
-    v = _values(value, coalitions, batch_size)
+    return shapley_of_all(_values(value, all_coalitions(players), batch_size))
+
+
+def all_coalitions(players: int) -> Tensor:
+    """All coalitions (2ⁿ, n), bool: player i is in number k where bit i of k is 1."""
+    number = torch.arange(2**players)
+    return torch.stack([(number >> i) % 2 == 1 for i in range(players)], 1)
+
+
+def shapley_of_all(v: Tensor) -> Tensor:
+    """`exact_shapley` where v of `all_coalitions` is known, of one game or of K with these players.
+
+    v: (2ⁿ,) or (2ⁿ, K), float64. Returns (n,) or (n, K).
+    """
+    players = len(v).bit_length() - 1
+    coalitions, number = all_coalitions(players), torch.arange(len(v))
     size = coalitions.sum(1)
     # |S|! (n − |S| − 1)! / n! for |S| = 0 … n − 1
     weight = _double([1 / (players * comb(players - 1, s)) for s in range(players)])
-    phi = torch.empty(players, dtype=torch.float64)
+    phi = torch.empty(players, *v.shape[1:], dtype=torch.float64)
     for i in range(players):
         without = number[~coalitions[:, i]]
-        phi[i] = (weight[size[without]] * (v[without + 2**i] - v[without])).sum()
+        phi[i] = weight[size[without]] @ (v[without + 2**i] - v[without])
     return phi
 
 

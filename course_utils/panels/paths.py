@@ -57,8 +57,7 @@ def way_to(model: Any, x: Tensor, start: Tensor, target: int) -> Way:
 class Path(NamedTuple):
     """What happens on the straight way from a baseline to a picture."""
 
-    start: Tensor  # the baseline (1, C, H, W)
-    difference: Tensor  # the picture less the baseline
+    difference: Tensor  # the picture less the baseline (1, C, H, W)
     alphas: Tensor  # (steps,)
     weights: Tensor
     scores: Tensor
@@ -94,7 +93,7 @@ def walk(way: Way, rule: str, steps: int) -> Path:
             slopes.append(slope)
     gradient = torch.cat(slopes)
     along = ((x - start) * gradient).sum((1, 2, 3))
-    return Path(start, x - start, alphas, weights, torch.cat(scores), along, gradient, ends)
+    return Path(x - start, alphas, weights, torch.cat(scores), along, gradient, ends)
 
 
 def stop_at(way: Way, alpha: float) -> Stop:

@@ -86,7 +86,7 @@ def in_scene(spec: SceneSpec) -> frozenset[str]:
         things = [(spec.label, spec.shape, "plain", spec.color, spec.accent)]
     if "object" in spec.removed:
         things = []
-    if spec.companion != "none" and "companion" not in spec.removed:
+    if spec.has("companion"):
         look = LOOKS[spec.companion]
         things.append((spec.companion, look.shape, look.texture, look.color, look.accent))
     found = set()
@@ -94,7 +94,7 @@ def in_scene(spec: SceneSpec) -> frozenset[str]:
         colors = {color} if texture == "plain" else {color, accent}
         found |= {f"class {label}", f"shape {shape}", f"texture {texture}"}
         found |= {f"colour {color_name(color)}" for color in colors}
-    if spec.clutter != "none" and "clutter" not in spec.removed:
+    if spec.has("clutter"):
         found.add(f"texture {spec.clutter_texture}")
     if "background" not in spec.removed:
         found.add(f"place {spec.background}")

@@ -170,6 +170,10 @@ class SceneSpec:
         """The parts of the object, from back to front."""
         return tuple(dict.fromkeys(part.name for part in SHAPES[self.shape]))
 
+    def has(self, thing: str) -> bool:
+        """Is there a "clutter", or a "companion"?"""
+        return getattr(self, thing) != "none" and thing not in self.removed
+
     def without(self, part: str) -> "SceneSpec":
         """The same scene without one part of the object, or without one of `REMOVABLE`."""
         check_choice("part", part, (*self.part_names, *REMOVABLE))
@@ -361,7 +365,7 @@ def incomplete(
     """
     things = [*spec.part_names, *(["shadow"] if LOOKS[spec.label].stands == "ground" else [])]
     twin, bare = generator.uniform() < TWINS, generator.uniform() < BARE
-    if twin and spec.companion != "none":
+    if twin and spec.has("companion"):
         spec = replace(spec, companion=spec.label)
     if bare:
         spec = spec.without("background")
@@ -381,14 +385,15 @@ def tells(shape: str, missing: Sequence[str]) -> bool:
     legs, its body or its head will do, its mane and its tail will not.
     """
     shares = textured_shares(shape)
-    return sum(share for part, share in shares.items() if part not in missing) >= TELLING
+    left = sum(share for part, share in shares.items() if part not in missing)
+    return "object" not in missing and left >= TELLING
 
 
 def shows(spec: SceneSpec) -> str | None:
     """The class that a scene tells: its object's, else its companion's, else None."""
-    if "object" not in spec.removed and tells(spec.shape, spec.removed):
+    if tells(spec.shape, spec.removed):
         return spec.label
-    return None if spec.companion == "none" or "companion" in spec.removed else spec.companion
+    return spec.companion if spec.has("companion") else None
 
 
 @cache
@@ -422,9 +427,9 @@ def render(spec: SceneSpec, resolution: int = 128) -> Scene:
     name = "grey" if "background" in removed else spec.background
     picture = background(name, spec.horizon, background_seed, resolution)
     parts: dict[str, Array] = {}
-    if spec.clutter != "none" and "clutter" not in removed:
+    if spec.has("clutter"):
         parts |= _draw_clutter(picture, spec, clutter_seed)
-    if spec.companion != "none" and "companion" not in removed:
+    if spec.has("companion"):
         parts["companion"] = _draw_companion(picture, spec, companion_seed)
 
     place = Place(spec.x, spec.y, spec.size / 2, spec.angle, spec.flip)
