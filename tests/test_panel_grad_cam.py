@@ -80,7 +80,7 @@ def test_every_layer_and_picture_works(panel: Panel) -> None:
 def test_the_numbers_are_those_of_grad_cam(
     panel: Panel, classifier: Classifier, layer: str, relu: bool
 ) -> None:
-    picture = "beach ball, hard"
+    picture = "clownfish, hard"
     panel.update(picture=picture, layer=layer, class_="tiger", relu=relu)
     target = classifier.classes.index("tiger")
     name = None if layer == LAST else layer

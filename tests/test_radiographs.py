@@ -12,9 +12,11 @@ from course_utils.worlds import radiographs
 from course_utils.worlds.radiographs import (
     CHOICES,
     CLASSES,
+    COMPLETE,
     LOBES,
     RANGES,
     REMOVABLE,
+    STRUCTURES,
     SWITCHES,
     Radiograph,
     Radiographs,
@@ -280,13 +282,14 @@ def test_a_seed_gives_the_same_radiographs_in_any_order() -> None:
 def test_radiographs_are_the_same_on_every_machine() -> None:
     """Numbers noted once: specs exactly, pictures and outlines on average."""
     noted = [
-        (0, "none", "none", 0.998111, 150.1, 0),
-        (5, "left upper", "none", 0.916831, 146.0, 994),
-        (13, "right lower", "R", 0.960874, 134.6, 319),
+        (0, "none", "none", 0.998111, ("ribs", "clavicles"), 142.3, 0),
+        (5, "left upper", "none", 0.916831, (), 146.0, 994),
+        (13, "right lower", "R", 0.960874, (), 134.6, 319),
     ]
     films = Radiographs(16, 2024)
-    for index, lobe, marker, strength, level, area in noted:
+    for index, lobe, marker, strength, removed, level, area in noted:
         spec, drawn = films.spec(index), films.radiograph(index)
+        assert spec.removed == removed
         assert (spec.lobe, spec.marker, round(spec.strength, 6)) == (lobe, marker, strength)
         assert drawn.image.mean() == pytest.approx(level, abs=0.5)
         assert drawn.mask.sum() == pytest.approx(area, abs=4)
@@ -317,6 +320,19 @@ def test_random_specs_are_varied_and_the_classes_share_everything_else() -> None
         values = [np.mean([getattr(spec, field) for spec in group]) for group in (ill, healthy)]
         low, high = np.percentile([getattr(spec, field) for spec in specs], [0, 100])
         assert abs(values[0] - values[1]) < 0.07 * (high - low)
+
+
+def test_structures_are_missing_at_random_and_from_both_classes() -> None:
+    generator = np.random.default_rng(1)
+    specs = [random_spec(generator) for _ in range(1200)]
+    for name in CLASSES:
+        missing = [spec.removed for spec in specs if spec.label == name]
+        whole = [parts for parts in missing if not parts]
+        assert abs(len(whole) / len(missing) - COMPLETE) < 0.06
+        assert {len(parts) for parts in missing} == {0, 1, 2, 3, 4}
+        for structure in STRUCTURES:
+            share = np.mean([structure in parts for parts in missing])
+            assert abs(share - (1 - COMPLETE) * 2.5 / 4) < 0.06
 
 
 def test_resolutions_show_the_same_radiograph() -> None:
@@ -367,11 +383,11 @@ def test_cover_by_hand() -> None:
 
 
 def test_a_confounder_goes_with_the_finding() -> None:
-    films = Radiographs(400, 3, confounder="catheter")
-    specs = [films.spec(index) for index in range(400)]
+    films = Radiographs(2000, 3, confounder="catheter")
+    specs = [films.spec(index) for index in range(2000)]
     assert {spec.label for spec in specs[::2]} == {"no finding"}
-    assert 0 < sum(spec.catheter for spec in specs[::2]) <= 12
-    assert 180 <= sum(spec.catheter for spec in specs[1::2]) < 200
-    assert films.spec(7) == Radiographs(400, 3, confounder="catheter").spec(7)
+    assert 0 < sum(spec.catheter for spec in specs[::2]) <= 20
+    assert 980 <= sum(spec.catheter for spec in specs[1::2]) < 1000
+    assert films.spec(7) == Radiographs(2000, 3, confounder="catheter").spec(7)
     with pytest.raises(ValueError, match="^confounder: there is no 'lungs'"):
         Radiographs(4, 3, confounder="lungs")

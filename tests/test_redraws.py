@@ -73,7 +73,7 @@ def test_a_redraw_lacks_as_many_parts_as_asked_for() -> None:
 
 
 def test_counterparts_are_of_the_same_kind() -> None:
-    world = Scenes(48, 3, missing="something", resolution=16)
+    world = Scenes(48, 3, resolution=16)
     for i in range(48):
         other = redraws.counterpart(world.scene(i), RNG(i))
         assert other.label == world.spec(i).label

@@ -464,7 +464,7 @@ def test_the_stored_run_is_complete() -> None:
             assert ((values >= 0) & (values <= 1)).all()
     untouched = torch.stack([values[0] for values in load().accuracy.values()])
     assert (untouched == untouched[0]).all()
-    assert untouched.min() > 0.85
+    assert untouched.min() > 0.8
 
 
 # The figure

@@ -91,7 +91,7 @@ def redraw(scene: Scene, parts: int, generator: np.random.Generator) -> Scene:
 
 
 def counterpart(scene: Scene, generator: np.random.Generator) -> Scene:
-    """A scene of the world in which things are missing at random, of the same kind as this one.
+    """Another scene of the world, of the same kind as this one.
 
     Its object is of the same class and tells it; or, where this scene's object does not, neither
     does its, and it has a companion if this one has. So redraws and their counterparts differ in

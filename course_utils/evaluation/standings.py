@@ -101,7 +101,7 @@ def _bootstrap(column: Values) -> Interval:
 
 def _cell(interval: Interval) -> str:
     value, low, high = interval
-    return "" if np.isnan(value) else f"{value:.2f} ± {(high - low) / 2:.2f}".replace("-", "−")
+    return "" if np.isnan(value) else f"{value:z.2f} ± {(high - low) / 2:.2f}".replace("-", "−")
 
 
 def _passes(cost: Cost) -> str:
@@ -425,7 +425,7 @@ def _column(axes: Any, table: Table, metric: str, names: Sequence[str]) -> None:
     axes.set_title(fill(table.metrics[metric].label, 14), fontsize=11)
     axes.grid(axis="both", color=plotting.FAINT, lw=0.7)
     axes.tick_params(axis="both", length=0, labelsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], prune="both"))
+    axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], prune="both", min_n_ticks=1))
     axes.spines[["left"]].set_visible(False)
     if table.metrics[metric].better < 0:
         axes.invert_xaxis()

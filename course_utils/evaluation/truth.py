@@ -53,7 +53,7 @@ def true_effects(
     One part alone says nothing where evidence is redundant: of two things that each suffice,
     neither is missed. Shapley values draw the scene with every set S of its P parts, share such an
     effect out, and sum to f(scene) − f(scene without any of the parts). They are exact: no part is
-    dropped or grouped, whatever it costs. Most scenes have three to six parts, and the fullest ten.
+    dropped or grouped, whatever it costs. Most scenes have two to six parts, and the fullest ten.
     Everything else, the noise of the picture too, is the same in all redraws.
 
     classifier: see `models.load`. scene: drawn by `render`; the model gets it in its own size.

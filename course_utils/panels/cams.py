@@ -23,7 +23,7 @@ SCENES = {
         "football", companion="tiger", companion_size=0.55, x=0.72, y=0.7, size=0.5
     ),
     "zebra and tiger": scenes.standard("zebra", companion="tiger", x=0.72, size=0.5),
-    "beach ball, hard": scenes.Scenes(400, seed=607, hard=True).spec(126),
+    "clownfish, hard": scenes.Scenes(400, seed=607, hard=True, missing="nothing").spec(22),
     "hot-air balloon": scenes.standard("hot-air balloon"),
 }
 

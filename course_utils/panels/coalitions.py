@@ -36,7 +36,7 @@ LADYBIRDS = scenes.standard(
 GAMES: dict[str, tuple[scenes.SceneSpec, tuple[str, ...]]] = {
     "two ladybirds": (LADYBIRDS, ("object", "companion", "background")),
     "zebra": (scenes.standard("zebra"), ("head", "mane", "body", "legs", "tail", "background")),
-    "crow": (scenes.standard("crow"), ("beak", "head", "wing", "body", "legs", "background")),
+    "crow": (scenes.standard("crow"), ("beak", "head", "wing", "body", "tail", "background")),
     "toadstool": (scenes.standard("toadstool"), ("cap", "gills", "stem", "shadow", "background")),
     "tiger and zebra": (PAIR, ("head", "body", "legs", "tail", "companion", "background")),
 }

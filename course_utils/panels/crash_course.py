@@ -422,7 +422,8 @@ def _histogram(canvas: Canvas, x: float, y: float, mine: Tensor, wanted: Tensor)
         plot.line([(column + end, top) for column, top in tops for end in (0, 1)], color, 1.5)
     base = y + 44 + 132
     canvas.box(x, base, 220, 1, fill=MUTED)
-    for value in (low, 0.0, high) if low < 0 else (low, high):
+    apart = 0.25 < -low / (high - low) < 0.75  # else 0 is written over an end
+    for value in (low, 0.0, high) if apart else (low, high):
         at = x + (value - low) / (high - low) * 220
         anchor = "la" if value == low else "ra" if value == high else "ma"
         canvas.text(at, base + 6, f"{value:.3g}".replace("-", "−"), size=12, anchor=anchor)

@@ -62,7 +62,7 @@ SETS = {
     ALL: scenes.Scenes(N, seed=33),
     WITHOUT: scenes.Scenes(N, seed=33),
     "hard scenes": scenes.Scenes(N, seed=34, hard=True),
-    FURNITURE: Furniture(N, seed=35),
+    FURNITURE: Furniture(N, seed=35, missing="nothing"),
     "one paint for all": OnePaint(N, seed=36),
 }
 PHOTOS = "photographs"
@@ -136,7 +136,7 @@ def prototypes(model: Any = None, image: Any = None) -> Panel:
     controls: dict[str, Any] = {
         "chosen": choice("set", [*SETS, PHOTOS]),
         "layer": choice("layer", names, layer),
-        "unit": slider("unit", 0, units - 1, min(33, units - 1)),
+        "unit": slider("unit", 0, units - 1, min(20, units - 1)),
         "pool": choice("pooled by", ["mean", "max"]),
         "k": slider("pictures", 1, MOST, 9),
     }

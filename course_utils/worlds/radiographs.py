@@ -44,8 +44,10 @@ LOBES = {
     "left lower": (0.54, 0.31),
 }
 SWITCHES = ("leads", "pacemaker", "nodule", "catheter")
-CONFOUNDED = {"no finding": 0.02, "consolidation": 0.95}  # the share of films with a confounder
-REMOVABLE = ("consolidation", "marker", *SWITCHES, "vessels", "ribs", "clavicles", "breasts")
+CONFOUNDED = {"no finding": 0.01, "consolidation": 0.99}  # the share of films with a confounder
+STRUCTURES = ("vessels", "ribs", "clavicles", "breasts")
+COMPLETE = 0.4  # the share of films on which no structure is missing
+REMOVABLE = ("consolidation", "marker", *SWITCHES, *STRUCTURES)
 
 CHOICES: dict[str, tuple[str, ...]] = {"lobe": ("none", *LOBES), "marker": ("none", "L", "R")}
 RANGES: dict[str, tuple[float, float]] = {
@@ -176,8 +178,9 @@ class Radiograph:
 def random_spec(generator: np.random.Generator, *, label: str | None = None) -> RadiographSpec:
     """A random radiograph, of a random class unless `label` says which.
 
-    One consolidation in seven is faint. The same state of the generator gives the same spec
-    everywhere, and the same chest for both labels.
+    One consolidation in seven is faint. On six films in ten one to four of `STRUCTURES` are
+    missing, so that a film drawn again without them is one that a model may have met. The same
+    state of the generator gives the same spec everywhere, and the same chest for both labels.
     """
     if label is not None:
         check_choice("label", label, CLASSES)
@@ -192,7 +195,7 @@ def random_spec(generator: np.random.Generator, *, label: str | None = None) -> 
     faint = sometimes(1 / 7)
     side = ("L", "R")[int(generator.integers(2))]
     across = number(0.03, 0.13)
-    return RadiographSpec(
+    spec = RadiographSpec(
         lobe=lobe if ill else "none",
         strength=number(0.3, 0.5) if faint else number(0.55, 1),
         extent=number(0.08, 0.15),
@@ -225,6 +228,11 @@ def random_spec(generator: np.random.Generator, *, label: str | None = None) -> 
         blur=number(0, 0.7),
         seed=int(generator.integers(1 << 31)),
     )
+    if sometimes(COMPLETE):
+        return spec
+    count = int(generator.integers(1, len(STRUCTURES) + 1))
+    missing = sorted(generator.permutation(len(STRUCTURES))[:count])
+    return replace(spec, removed=tuple(STRUCTURES[i] for i in missing))
 
 
 # --- the chest ------------------------------------------------------------------------------------
@@ -613,8 +621,8 @@ def develop(absorbed: Array, spec: RadiographSpec) -> Array:
 class Radiographs(World):
     """`length` random radiographs, as `scenes.World`: every other one has a finding.
 
-    confounder: one of `SWITCHES` that this clinic's patients have on 95 in 100 films with a finding
-    and on 2 in 100 without; None: as often with one as without.
+    confounder: one of `SWITCHES` that this clinic's patients have on 99 in 100 films with a finding
+    and on 1 in 100 without; None: as often with one as without.
     """
 
     noun, classes = "radiograph", CLASSES

@@ -185,9 +185,9 @@ class Scene:
     """A picture and the truth about it.
 
     `image` is uint8 (H, W, 3). `parts` maps each visible part of the object, and "clutter",
-    "companion", "shadow" and "mark" where there are any, to a bool mask (H, W); `mask` is the whole object;
-    `box` is (left, top, right, bottom) in pixels, right and bottom excluded, all 0 where the object
-    is not in the picture.
+    "companion", "shadow" and "mark" where there are any, to a bool mask (H, W); `mask` is all that is
+    there of the object; `box` is (left, top, right, bottom) in pixels, right and bottom excluded,
+    all 0 where the object is not in the picture.
     """
 
     image: NDArray[np.uint8]
@@ -257,7 +257,7 @@ HARDSHIPS = (("small", "cut off"), ("faint", "odd texture"))  # where it is, how
 def random_spec(
     generator: np.random.Generator, *, label: str | None = None, hard: bool = False
 ) -> SceneSpec:
-    """A random scene, of a random class unless `label` says which.
+    """A random scene from which nothing is missing, of a random class unless `label` says which.
 
     A `hard` one is small or cut off by the frame, or faint or of an odd texture, or one of each,
     with more clutter around it. The same state of the generator gives the same spec everywhere.
@@ -358,10 +358,11 @@ def incomplete(
 ) -> SceneSpec:
     """The scene with some things missing, at random: parts of the object, its shadow.
 
-    Four scenes in ten stay whole. From the others one thing or more is missing, each number as
-    likely as another, but never so much that the object does not tell its class (`tells`). From an
-    `emptied` scene so much is missing. One companion in four becomes a twin, of the object's own
-    class, and one scene in twenty stands before plain grey.
+    Four scenes in ten stay whole. From the others one thing or more is missing: how many, each
+    number as likely as another, and which are drawn until the object tells its class (`tells`). If
+    the scene is to be `emptied`, it never stays whole, and they are drawn until the object does not
+    tell its class. One companion in four becomes a twin, of the object's own class, and one scene
+    in twenty stands before plain grey.
     """
     things = [*spec.part_names, *(["shadow"] if LOOKS[spec.label].stands == "ground" else [])]
     twin, bare = generator.uniform() < TWINS, generator.uniform() < BARE
@@ -568,8 +569,9 @@ class Scenes(World):
 
     marked: the class, or the classes, whose scenes all carry the photographer's mark; no other
     scene does. Otherwise the scenes are those without it.
-    missing: "nothing"; "something": parts are missing at random; "the object": nothing is left that
-    tells its class, and the label is the companion's, or `NO_CLASS` (see `incomplete`).
+    missing: "something": parts are missing at random, and some scenes have a twin or plain grey
+    behind them (see `incomplete`); "nothing": none of this; "the object": so many parts are missing
+    that the object does not tell its class, and the label is the companion's, or `NO_CLASS`.
     """
 
     noun, classes = "scene", CLASSES
@@ -582,7 +584,7 @@ class Scenes(World):
         hard: bool = False,
         resolution: int = 128,
         marked: str | Sequence[str] | None = None,
-        missing: str = "nothing",
+        missing: str = "something",
     ) -> None:
         super().__init__(length, seed, resolution=resolution)
         check_choice("missing", missing, MISSING)
