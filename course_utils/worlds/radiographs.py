@@ -29,7 +29,7 @@ from course_utils.worlds.scenery import (
     smoothstep,
     transform,
 )
-from course_utils.worlds.scenes import World, bounding_box, check_fields
+from course_utils.worlds.scenes import World, bounding_box, check_fields, some_of
 
 CLASSES = ("no finding", "consolidation")
 
@@ -230,9 +230,7 @@ def random_spec(generator: np.random.Generator, *, label: str | None = None) -> 
     )
     if sometimes(COMPLETE):
         return spec
-    count = int(generator.integers(1, len(STRUCTURES) + 1))
-    missing = sorted(generator.permutation(len(STRUCTURES))[:count])
-    return replace(spec, removed=tuple(STRUCTURES[i] for i in missing))
+    return replace(spec, removed=some_of(generator, STRUCTURES))
 
 
 # --- the chest ------------------------------------------------------------------------------------

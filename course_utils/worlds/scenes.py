@@ -373,10 +373,15 @@ def incomplete(
     if not emptied and generator.uniform() < COMPLETE:
         return spec
     while True:
-        count = int(generator.integers(1, len(things) + 1))
-        missing = [things[i] for i in sorted(generator.permutation(len(things))[:count])]
+        missing = some_of(generator, things)
         if tells(spec.shape, missing) is not emptied:
             return replace(spec, removed=(*missing, *spec.removed))
+
+
+def some_of(generator: np.random.Generator, things: Sequence[T]) -> tuple[T, ...]:
+    """One of the things or more, in their order: each number as likely as another."""
+    count = int(generator.integers(1, len(things) + 1))
+    return tuple(things[i] for i in sorted(generator.permutation(len(things))[:count]))
 
 
 def tells(shape: str, missing: Sequence[str]) -> bool:
