@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from course_utils.layers import preserve
 
 Model = nn.Module | Callable[[Tensor], Tensor]
-# A class, one for each image (N,), a function of the model's output, or None: each image's argmax.
-Target = int | Tensor | Callable[[Any], Tensor] | None
+# A class, one for each image (N,), a function of the model's output, or None: each image's argmax;
+# of two classes (a, b), one pair for each image (N, 2), the difference f_a − f_b.
+Target = int | tuple[int, int] | Tensor | Callable[[Any], Tensor] | None
 Baseline = float | Tensor
 M = TypeVar("M", bound=Model)
 V = TypeVar("V")
@@ -115,19 +116,32 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
 def _check_target(target: Target, n: int) -> None:
     if target is None or callable(target):
         return
-    if isinstance(target, int) and not isinstance(target, bool):
-        return
-    if not isinstance(target, Tensor) or target.dtype != torch.long:
-        came = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(
-            "target must be a class number, a LongTensor with one an image, a function of the "
-            f"model's output, or None for each image's argmax, not {came}"
-        )
-    if target.shape != (n,):
+    numbers = target if isinstance(target, tuple) else (target,)
+    if not isinstance(target, Tensor):
+        whole = all(isinstance(c, int) and not isinstance(c, bool) for c in numbers)
+        if not whole or len(numbers) > 2 or not numbers:
+            raise TypeError(f"{_WANTED}, not {_said(target)}")
+        target = torch.tensor(target)[None]
+    elif target.dtype != torch.long:
+        raise TypeError(f"{_WANTED}, not {target.dtype}")
+    elif target.shape not in ((n,), (n, 2)):
         raise ValueError(
-            f"target must hold one class for each of the {n} images, shape ({n},), but its shape "
-            f"is {tuple(target.shape)}"
+            f"target must hold one class for each of the {n} images, shape ({n},), or two, "
+            f"({n}, 2), but its shape is {tuple(target.shape)}"
         )
+    if target.ndim == 2 and (target[:, 0] == target[:, 1]).any():
+        same = int(target[target[:, 0] == target[:, 1]][0, 0])
+        raise ValueError(f"target must name two different classes, but names {same} twice")
+
+
+_WANTED = (
+    "target must be a class number, a LongTensor with one an image, two classes (a, b) for the "
+    "difference of their logits, a function of the model's output, or None for each image's argmax"
+)
+
+
+def _said(target: object) -> str:
+    return repr(target) if isinstance(target, tuple) else type(target).__name__
 
 
 def as_baseline(name: str, baseline: Baseline, images: Tensor) -> Tensor:
@@ -342,14 +356,14 @@ def to_type_of(values: Tensor, images: Tensor) -> Tensor:
 def predict_target(model: Model, images: Tensor, target: Target, batch_size: int) -> Tensor:
     """Each image's class (N,): its argmax, which takes a forward pass, where the target is None.
 
-    Of a function it is a Score, which stands for one an image.
+    Of two classes it is a pair an image (N, 2), of a function a Score, which stands for one.
     """
     if isinstance(target, Tensor):
         return target.to(images.device)
     if callable(target):
         return Score(target)  # type: ignore[return-value]
     if target is not None:
-        return torch.full((len(images),), target, device=images.device)
+        return torch.tensor([target] * len(images), device=images.device)
     with torch.no_grad():
         return batched_logits(model, images, batch_size).argmax(1)
 
@@ -423,10 +437,12 @@ def _line_to_logits(output: Any) -> str:
 
 
 def resolve_target(logits: Tensor, target: Target, images: Tensor | None = None) -> Tensor:
-    """Each image's class (N,), now that the logits (N, K) are known; ValueError for one outside.
+    """Each image's class (N,), or pair (N, 2), now that the logits (N, K) are known.
 
     images: the numbers (N,) of those that the logits are of, where the target holds the classes of
-    more: they are all checked.
+    more: they are all checked. The target of a single image is that of all rows.
+
+    Raises ValueError for a class that the model does not have.
 
     >>> contract.resolve_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), None)
     tensor([1, 0])
@@ -439,29 +455,38 @@ def resolve_target(logits: Tensor, target: Target, images: Tensor | None = None)
     n, k = check_logits(logits).shape
     if target is None:
         return logits.argmax(1)
-    if isinstance(target, int):
-        target, images = torch.full((n,), target), None
+    if not isinstance(target, Tensor):
+        target, images = torch.tensor([target]), None
     outside = target[(target < 0) | (target >= k)]
     if len(outside):
         raise ValueError(
             f"target: there is no class {int(outside[0])}; the model has the classes 0 to {k - 1}"
         )
-    return (target if images is None else target[images]).to(logits.device)
+    classes = target if images is None else target[images]
+    return classes.to(logits.device).expand(n, *classes.shape[1:])
 
 
 def score_target(output: Any, target: Target, images: Tensor | None = None) -> Tensor:
     """What is explained of each image (N,): its class's logit, or what the target makes of it.
 
+    Of two classes (a, b) it is the difference of their logits: why a, and not b?
+
     output: the model's, logits (N, K) unless the target is a function. images: as `resolve_target`.
 
-    >>> contract.score_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), 1)
+    >>> logits = torch.tensor([[1.0, 2.0], [5.0, 4.0]])
+    >>> contract.score_target(logits, 1)
     tensor([2., 4.])
-    >>> contract.score_target(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), lambda logits: logits.sum(1))
+    >>> contract.score_target(logits, (1, 0))
+    tensor([ 1., -1.])
+    >>> contract.score_target(logits, lambda logits: logits.sum(1))
     tensor([3., 9.])
     """
     if callable(target):
         return _check_scores(target(output), output)
     classes = resolve_target(output, target, images)
+    if classes.ndim == 2:
+        of_a, of_b = output.gather(1, classes).unbind(1)
+        return of_a - of_b
     return output.gather(1, classes[:, None])[:, 0]
 
 

@@ -212,6 +212,13 @@ BAD_TARGETS: dict[str, object] = {
     "list": [0, 1, 2],
     "bool": True,
     "name": "zebra",
+    "no class": (),
+    "three classes": (0, 1, 2),
+    "names": ("zebra", "tiger"),
+    "the same twice": (2, 2),
+    "the same twice in a row": torch.tensor([[0, 1], [2, 2], [1, 0]]),
+    "the second too large": (1, 5),
+    "a pair too few": torch.tensor([[0, 1], [1, 2]]),
 }
 
 
@@ -300,6 +307,25 @@ def test_a_function_as_the_target(name: str) -> None:
         only = Returning(model, lambda y: difference(y)[:, None])
         torch.testing.assert_close(found, explain(only, 0))
     assert found.abs().sum() > 0
+
+
+@every_method
+def test_a_difference_of_two_classes(name: str) -> None:
+    """Why 3, and not 1? The target (3, 1) is the function f_3 − f_1, of each image its own pair."""
+
+    def explain(target: Any, images: Tensor = IMAGES) -> Tensor:
+        return METHODS[name](model, images, target, **options_of(name))
+
+    model = make("Residual")
+    found = explain((3, 1))
+    assert found.abs().sum() > 0
+    if name == "cam":
+        torch.testing.assert_close(found, explain(3) - explain(1))
+    else:
+        torch.testing.assert_close(found, explain(lambda logits: logits[:, 3] - logits[:, 1]))
+    pairs = [(3, 1), (0, 2), (4, 3)]
+    rows = [explain(pair, image[None]) for pair, image in zip(pairs, IMAGES, strict=True)]
+    torch.testing.assert_close(explain(torch.tensor(pairs)), torch.cat(rows))
 
 
 BAD_SCORES: dict[str, tuple[Callable[[Tensor], Any], str]] = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_utils.contract import Score, batched_logits, known_options, score_target
+from course_utils.contract import batched_logits, known_options, score_target
 from course_utils.evaluation.metrics import (
     Curve,
     deletion,
@@ -141,16 +141,9 @@ def maps_by_score(
         maps["runner_up"] = run(images, measured.runner_up)
     if "contrast" in scores and linear:
         maps["contrast"] = maps["answer"] - maps["runner_up"]
-    elif "contrast" in scores:  # each image has its own score, which knows nothing of the others
-        differences = map(_difference, measured.target, measured.runner_up)
-        pairs = zip(images.split(1), differences, strict=True)
-        maps["contrast"] = torch.cat([run(*pair) for pair in pairs])
+    elif "contrast" in scores:
+        maps["contrast"] = run(images, torch.stack([measured.target, measured.runner_up], 1))
     return maps
-
-
-def _difference(a: Tensor, b: Tensor) -> Score:
-    """The target f_a − f_b."""
-    return Score(lambda logits: logits[:, a] - logits[:, b])
 
 
 def _sets() -> Tensor:

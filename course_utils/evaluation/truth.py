@@ -58,7 +58,8 @@ def true_effects(
 
     classifier: see `models.load`. scene: drawn by `render`; the model gets it in its own size.
     kind: "single", P + 1 redraws, or "shapley", 2^P; each costs a forward pass.
-    target: a class, a function of the model's output, or None for its answer to the whole scene.
+    target: a class, two for the difference of their logits, a function of the model's output, or
+    None for its answer to the whole scene.
     parts: what is drawn away; None for all of `scene.parts`, which is what can be seen of the
     object's parts, of clutter and companion (each with the shadow it throws), and of the object's
     own shadow. Any name that `scene.spec.without` knows will do, such as "texture"; "background"
@@ -76,10 +77,9 @@ def true_effects(
     image = classifier.to_input(scene.image)
     with explaining(classifier.model):
         target = predict_target(classifier.model, image, target, 1)
-    c = target if callable(target) else int(target)  # all redraws share it
 
     def score(output: Any) -> Tensor:
-        return score_target(output, c)
+        return score_target(output, target)  # all redraws share it
 
     effects = _effects(classifier, scene, kind, names, score, render, batch_size)
     return dict(zip(names, effects.tolist(), strict=True))

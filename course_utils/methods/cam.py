@@ -23,7 +23,8 @@ def cam(
     feature map of its own, whose mean is its logit, as in SqueezeNet, the CAM is A_c, and b is 0.
 
     model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax.
+    target: a class, a LongTensor (N,), or None for each image's argmax; or two classes (a, b), as
+    in `gradients.gradient`.
     upsample: bilinear to (N, H, W); False leaves the feature maps' (N, h, w). Signed, in logits.
 
     Raises ValueError or TypeError naming the argument; ValueError for any other kind of network.
@@ -39,13 +40,15 @@ def cam(
     check(model, images, target)
     with explaining(model), torch.no_grad(), Head() as head:
         logits = model(images.detach().clone())
-    classes = resolve_target(logits, target)
+    classes = F.one_hot(resolve_target(logits, target), logits.shape[1])
+    # Of each logit the score has 1 or 0, and of a difference f_a − f_b also −1.
+    shares = (classes[:, 0] - classes[:, 1] if classes.ndim == 3 else classes).to(logits)
     maps = last_maps(logits)
     if maps is not None and _averages(maps, head.vector) and head.ends_in(logits):
-        weights = head.weight.detach()[classes].to(maps.dtype)
+        weights = (shares @ head.weight.detach().to(logits)).to(maps.dtype)
         result = torch.einsum("nk,nkhw->nhw", weights, maps)
     elif maps is not None and _averages(maps, logits):
-        result = maps.take_along_dim(classes.view(-1, 1, 1, 1), 1)[:, 0]
+        result = torch.einsum("nk,nkhw->nhw", shares.to(maps.dtype), maps)
     else:
         raise ValueError(
             "model: it does not end in global average pooling and one linear layer, which CAM "

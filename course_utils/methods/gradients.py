@@ -36,8 +36,9 @@ def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
     """How much the target's logit changes per change of each input value: ∂f_c(x) / ∂x.
 
     model: images → logits (N, K). images: (N, C, H, W), floating point, in model space.
-    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of whatever
-    the model returns, which makes a score (N,) of it: lambda logits: logits[:, 1] - logits[:, 0].
+    target: a class, a LongTensor (N,), or None for each image's argmax; two classes (a, b), or a
+    LongTensor (N, 2), for f_a − f_b: why a, and not b? Or a function of whatever the model returns,
+    which makes a score (N,) of it: lambda logits: logits[:, 1:4].logsumexp(1).
     Returns (N, C, H, W), signed, in logits (or what the score is in) per unit of model space.
 
     Raises ValueError or TypeError naming the argument.
@@ -48,6 +49,8 @@ def gradient(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
     ...         return x.flatten(1) ** 2
     >>> gradients.gradient(Squares(), torch.tensor([[[[1.0, 3.0]]]]), target=1)
     tensor([[[[0., 6.]]]])
+    >>> gradients.gradient(Squares(), torch.tensor([[[[1.0, 3.0]]]]), target=(1, 0))
+    tensor([[[[-2.,  6.]]]])
     """
     check(model, images, target)
     with explaining(model):

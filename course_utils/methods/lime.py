@@ -263,7 +263,7 @@ def lime_image_fit(
             z = _draw(samples, _players(labels), generator.set_state(start))
             one = slice(i, i + 1)
             logits = _logits(model, images[one], labels, hidden[one], z, target, batch_size)
-            scores = logits[:, int(resolve_target(logits[:1], target, torch.tensor([i])))]
+            scores = score_target(logits, resolve_target(logits[:1], target, torch.tensor([i])))
             fit = surrogate(z, scores, _near(z, kernel_width), ridge=ridge, features=features)
             result[i] = torch.from_numpy(fit.coefficients)[labels]
             error[i] = torch.from_numpy(fit.standard_error)[labels]
@@ -443,7 +443,8 @@ def _logits(
     for number in in_batches(len(z), batch_size):
         present = z[number].to(image.device)[:, labels]
         logits = check_logits(model(torch.where(present[:, None], image, hidden)))
-        resolve_target(logits, target)  # a class that does not exist: after the first call
+        # A class that does not exist is said after the first call.
+        resolve_target(logits[:1], target, torch.tensor([0]))
         result.append(logits.detach().cpu().double())
     return torch.cat(result)
 

@@ -14,6 +14,7 @@ from course_utils.contract import (
     check_count,
     check_number,
     explaining,
+    resolve_target,
     score_target,
     with_score,
 )
@@ -233,11 +234,14 @@ def lrp(
         },
         entries={"linear": enter, "product": _per_z},
     )
+
+    def terms(logits: Tensor) -> Tensor:
+        """What has the relevance of the logits as its gradient: f_c, or f_a and −f_b."""
+        classes = resolve_target(logits, target)
+        return score_target(logits * logits.detach(), classes)
+
     with explaining(model):
-        # What goes back is relevance, and it starts as the logit itself.
-        return propagate(
-            model, images, rules, lambda logits: score_target(logits, target), start=torch.clone
-        )
+        return propagate(model, images, rules, terms)
 
 
 def _pass_on(operation: Operation, relevance: Tensor, derived: Sequence[Tensor]) -> Tensor:

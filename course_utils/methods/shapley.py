@@ -203,7 +203,7 @@ def shap_image_fit(
         full = score_target(logits, classes).cpu().double()
         for i, label in enumerate(labels):
             coalitions, weights = tables[players[i]]
-            game = _game(model, images[i], label, absent[:, i], int(classes[i]))
+            game = _game(model, images[i], label, absent[:, i], classes[i : i + 1])
             v = _values(game, coalitions[:-1], batch_size, "model")
             phi, r2[i] = _fit(coalitions, weights, torch.cat([v, full[i : i + 1]]))
             result[i] = phi[label]
@@ -367,10 +367,11 @@ def _values(value: Value, coalitions: Tensor, batch_size: int, name: str = "valu
     return v
 
 
-def _game(model: Model, image: Tensor, label: Tensor, absent: Tensor, c: int) -> Value:
+def _game(model: Model, image: Tensor, label: Tensor, absent: Tensor, c: Tensor) -> Value:
     """v of one image's segments: the logit of class c where only those in the coalition are seen.
 
-    image: (C, H, W). absent: what hidden segments show (D, C, H, W); v is the mean over the D.
+    image: (C, H, W). c: (1,), or (1, 2) for a difference. absent: what hidden segments show
+    (D, C, H, W); v is the mean over the D.
     """
     label = label.to(image.device)
 
