@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from course_utils.evaluation import axioms as module
 from course_utils.evaluation.axioms import AXIOMS, Network, Verdict, axioms
 from course_utils.layers import capture
-from course_utils.methods import METHODS, cam
+from course_utils.methods import METHODS
 from course_utils.methods.gradients import gradient, integrated_gradients
 from course_utils.methods.propagation import pattern_net
 
@@ -187,15 +187,7 @@ def test_every_network_meets_several_inputs(axiom: str) -> None:
 
 def test_what_holds_at_one_input_by_accident_does_not_count() -> None:
     """Grad-CAM++ treats two equal pixels of one network alike where both are 2, and only there."""
-
-    def grad_cam_plus_plus(model: Any, images: Tensor, target: Any = None) -> Tensor:
-        maps, g = cam.maps_and_slopes(model, images, target)
-        alpha = g**2 / (2 * g**2 + g**3 * maps.sum((2, 3), keepdim=True))
-        weights = (alpha * g.relu()).nansum((2, 3), keepdim=True)
-        result = (weights * maps).sum(1, keepdim=True).relu()
-        return nn.functional.interpolate(result, size=images.shape[2:], mode="bilinear")[:, 0]
-
-    example = axioms(grad_cam_plus_plus)["symmetry"].counterexample
+    example = axioms(METHODS["grad_cam_plus_plus"])["symmetry"].counterexample
     assert example is not None
     assert example.sentence.startswith(
         "f(x) = relu(x₁ + x₂ − 1) + relu(x₁ − 1) + relu(x₂ − 1) at x = (3, 3): "

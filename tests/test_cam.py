@@ -1,3 +1,4 @@
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from course_utils.methods import cam, gradients
 from course_utils.methods.cam import guided_grad_cam
 from course_utils.networks import Classifier
 from course_utils.worlds import photographs, scenes
-from tests.networks import NETWORKS, batch, make
+from tests.networks import NETWORKS, Returning, batch, make
 
 pytestmark = pytest.mark.filterwarnings("error")
 TARGETS = torch.tensor([4, 0, 2])
@@ -598,7 +599,7 @@ def test_a_linear_layer_with_named_arguments_is_seen() -> None:
     torch.testing.assert_close(found, model(batch())[:, 2])
 
 
-@pytest.mark.parametrize("method", [cam.grad_cam, guided_grad_cam])
+@pytest.mark.parametrize("method", [cam.grad_cam, guided_grad_cam, cam.score_cam, cam.eigen_cam])
 def test_unknown_layers(method: Any, classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     with pytest.raises(ValueError, match=r"layer: the model has no layer 'layer5'.*layer4"):
@@ -670,7 +671,10 @@ def test_a_model_without_feature_maps_or_gradient() -> None:
         cam.cam(Flat(), batch(), 0)
 
 
-@pytest.mark.parametrize("method", [cam.cam, cam.grad_cam, guided_grad_cam, cam.maps_and_slopes])
+@pytest.mark.parametrize(
+    "method",
+    [cam.cam, cam.grad_cam, guided_grad_cam, cam.maps_and_slopes, cam.score_cam, cam.eigen_cam],
+)
 def test_bad_images_and_targets(method: Any) -> None:
     model = make("Functional")
     with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\)"):
@@ -760,17 +764,377 @@ def test_hires_cam_on_a_real_network(layer: str) -> None:
     torch.testing.assert_close((ours - low) / (high - low), theirs, rtol=0, atol=1e-5)
 
 
+# -- LayerCAM, Grad-CAM++, Score-CAM, Eigen-CAM ----------------------------------------------------
+
+FAMILY = (cam.layer_cam, cam.grad_cam_plus_plus, cam.score_cam)
+PLAIN: dict[str, Any] = {"relu": False, "upsample": False}
+IMAGE = torch.tensor([[[[4.0, 0.0], [1.0, 3.0]], [[1.0, 2.0], [0.0, 5.0]], [[9.0] * 2] * 2]])
+
+
+class Headed(nn.Module):
+    """Maps, which are the image, and a function of them."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.maps, self.head = nn.Identity(), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.maps(x))
+
+
+def slow_layer_cam(maps: Tensor, slopes: Tensor) -> Tensor:
+    """Σ_k ReLU(g_kij) · A_kij, for one image: maps and slopes (K, h, w)."""
+    units, rows, columns = maps.shape
+    result = torch.zeros(rows, columns, dtype=torch.float64)
+    for k in range(units):
+        for i in range(rows):
+            for j in range(columns):
+                result[i, j] += max(float(slopes[k, i, j]), 0) * float(maps[k, i, j])
+    return result
+
+
+def slow_grad_cam_plus_plus(maps: Tensor, slopes: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Σ_k w_k A_k, w_k = Σ_ij α_kij ReLU(g_kij), α = g² / (2 g² + Σ_ab A_kab · g³ [+ ε])."""
+    units, rows, columns = maps.shape
+    result = torch.zeros(rows, columns, dtype=torch.float64)
+    for k in range(units):
+        total, weight = float(maps[k].sum()), 0.0
+        for g in slopes[k].flatten().tolist():
+            if g > 0:
+                weight += g * g**2 / (2 * g**2 + total * g**3 + epsilon)
+        for i in range(rows):
+            for j in range(columns):
+                result[i, j] += weight * float(maps[k, i, j])
+    return result
+
+
+def slow_score_cam(score: Callable[[Tensor], float], maps: Tensor, image: Tensor) -> Tensor:
+    """Σ_k w_k A_k, w_k = exp(f(x ∘ H_k)) / Σ exp, for one image (C, H, W) and maps (K, h, w)."""
+    units, rows, columns = maps.shape
+    weights = []
+    for k in range(units):
+        size = image.shape[1:]
+        mask = F.interpolate(maps[None, [k]], size=size, mode="bilinear", align_corners=False)[0, 0]
+        low, high = float(mask.min()), float(mask.max())
+        masked = torch.zeros_like(image)
+        for i in range(image.shape[1]):
+            for j in range(image.shape[2]):
+                if float(maps[k].max()) > float(maps[k].min()):
+                    masked[:, i, j] = image[:, i, j] * (float(mask[i, j]) - low) / (high - low)
+        weights.append(math.exp(score(masked[None])))
+    result = torch.zeros(rows, columns, dtype=torch.float64)
+    for k in range(units):
+        result += weights[k] / sum(weights) * maps[k]
+    return result
+
+
+def slow_eigen_cam(maps: Tensor) -> Tensor:
+    """A v, v the eigenvector of AᵀA with the largest eigenvalue, the sum of A v positive."""
+    a = maps.flatten(1).T.numpy()  # places × maps
+    _, vectors = np.linalg.eigh(a.T @ a)
+    result = a @ vectors[:, -1]
+    return torch.from_numpy(result * np.sign(result.sum())).view(maps.shape[1:])
+
+
+def slow_family(model: Any, image: Tensor, maps: Tensor, target: int, score: Tensor) -> list[Any]:
+    """The twins of FAMILY for one image (1, C, H, W) of a network, its maps and their score."""
+    (slopes,), flat = torch.autograd.grad(score, maps), maps.detach()[0]
+
+    def asked(images: Tensor) -> float:
+        with torch.no_grad():
+            return float(model(images.clone())[0, target])
+
+    return [
+        slow_layer_cam(flat, slopes[0]),
+        slow_grad_cam_plus_plus(flat, slopes[0]),
+        slow_score_cam(asked, flat, image[0]),
+    ]
+
+
+def test_layer_cam_by_hand() -> None:
+    """Slopes are ¼ and −½ for class 0, ⅛ and ¾ for class 1; the negative ones do not count."""
+    model = Hand()
+    assert torch.equal(cam.layer_cam(model, IMAGE, 0, **PLAIN), IMAGE[:, 0] / 4)
+    second = IMAGE[:, 0] / 8 + 3 * IMAGE[:, 1] / 4
+    assert torch.equal(cam.layer_cam(model, IMAGE, 1, **PLAIN), second)
+    assert torch.equal(cam.layer_cam(model, IMAGE, 1, layer="maps", **PLAIN), second)
+
+
+def test_grad_cam_plus_plus_by_hand() -> None:
+    """Both maps sum to 8, so that α is 1/(2 + 8 g), and a weight is the sum of four times α g."""
+    model = Hand()
+    first = 4 * (1 / 4) / (2 + 2) * IMAGE[:, 0]
+    second = 4 * (1 / 8) / (2 + 1) * IMAGE[:, 0] + 4 * (3 / 4) / (2 + 6) * IMAGE[:, 1]
+    torch.testing.assert_close(cam.grad_cam_plus_plus(model, IMAGE, 0, **PLAIN), first)
+    torch.testing.assert_close(cam.grad_cam_plus_plus(model, IMAGE, 1, **PLAIN), second)
+
+
+def test_score_cam_by_hand() -> None:
+    """Masks are A_0 / 4 and A_1 / 5: they leave the means 1.625, 1.1875 and 0.95, 1.5."""
+    weights = torch.tensor([1.625 - 2 * 1.1875 + 0.25, 0.95 - 2 * 1.5 + 0.25]).softmax(0)
+    wanted = weights[0] * IMAGE[:, 0] + weights[1] * IMAGE[:, 1]
+    found = cam.score_cam(Hand(), IMAGE, 0, **PLAIN)
+    torch.testing.assert_close(found, wanted)
+    # Where a mask hides, 1 stands: each mean grows by what its mask hides of the place.
+    means = torch.tensor([[1.625 + 2 / 4, 1.1875 + 2 / 4], [0.95 + 2.4 / 4, 1.5 + 2.4 / 4]])
+    weights = (means @ torch.tensor([1.0, -2.0]) + 0.25).softmax(0)
+    wanted = weights[0] * IMAGE[:, 0] + weights[1] * IMAGE[:, 1]
+    found = cam.score_cam(Hand(), IMAGE, 0, baseline=1.0, **PLAIN)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_eigen_cam_by_hand() -> None:
+    """Two maps that share no place: the longer of them, whatever its sign and the class."""
+    image = torch.tensor([[[[0.0, -3.0]], [[2.0, 0.0]], [[9.0, 9.0]]]])
+    for target in (0, 1, None):
+        found = cam.eigen_cam(Hand(), image, target, upsample=False)
+        torch.testing.assert_close(found, torch.tensor([[[0.0, 3.0]]]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_family_as_in_the_papers(name: str) -> None:
+    model, images = make(name).double().eval(), batch(dtype=torch.float64)
+    found = [method(model, images, TARGETS, **PLAIN) for method in FAMILY]
+    common = cam.eigen_cam(model, images, TARGETS, upsample=False)
+    for n, target in enumerate(TARGETS.tolist()):
+        maps, logits = slow_run(name, model, images[[n]])
+        twins = slow_family(model, images[[n]], maps, target, logits[0, target])
+        for one, twin in zip(found, twins, strict=True):
+            torch.testing.assert_close(one[n], twin, rtol=1e-10, atol=1e-12)
+        wanted = slow_eigen_cam(maps.detach()[0])
+        torch.testing.assert_close(common[n], wanted, rtol=1e-10, atol=1e-12)
+    assert all(one.abs().max() > 1e-3 for one in found)
+
+
+def test_the_family_at_an_inner_layer_with_negative_maps() -> None:
+    model: Any = make("Residual").double().eval()
+    images = batch(dtype=torch.float64)
+    found = [method(model, images, TARGETS, layer="bn1", **PLAIN) for method in FAMILY]
+    common = cam.eigen_cam(model, images, TARGETS, layer="bn1", upsample=False)
+    for n, target in enumerate(TARGETS.tolist()):
+        maps = model.bn1(model.conv1(images[[n]])).detach().requires_grad_()
+        inner = maps.clamp(min=0)
+        last = (inner + model.bn2(model.conv2(inner))).clamp(min=0)
+        score = model.fc(last.mean((2, 3)))[0, target]
+        twins = slow_family(model, images[[n]], maps, target, score)
+        for one, twin in zip(found, twins, strict=True):
+            torch.testing.assert_close(one[n], twin, rtol=1e-10, atol=1e-10)
+        wanted = slow_eigen_cam(maps.detach()[0])
+        torch.testing.assert_close(common[n], wanted, rtol=1e-10, atol=1e-10)
+    for method, one in zip(FAMILY, found, strict=True):
+        positive = method(model, images, TARGETS, layer="bn1", upsample=False)
+        assert torch.equal(positive, one.relu())
+
+
+def test_alpha_is_a_ratio_of_derivatives_of_the_exponential() -> None:
+    """Of a piecewise linear score; where the score is curved, the closed form is another."""
+
+    def of_derivatives(f: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+        """Σ_ij α ReLU(∂Y/∂A_kij) / Y, α = ∂²Y / (2 ∂²Y + Σ_ab A_kab ∂³Y), Y = exp(f)."""
+        maps = maps.clone().requires_grad_()
+        y = f(maps).exp()
+        (first,) = torch.autograd.grad(y, maps, create_graph=True)
+        weights = torch.zeros(maps.shape[1], dtype=torch.float64)
+        for place in np.ndindex(*maps.shape):
+            (second,) = torch.autograd.grad(first[place], maps, create_graph=True)
+            (third,) = torch.autograd.grad(second[place], maps, retain_graph=True)
+            below = 2 * second[place] + maps[0, place[1]].sum() * third[place]
+            if first[place] > 0:  # of a place that has no slope, α is 0/0
+                weights[place[1]] += (second[place] / below * first[place] / y)[0].detach()
+        return weights
+
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 2, 3, 3, dtype=torch.float64, generator=generator)
+    first, second = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((4, 2, 2, 2), (1, 4, 2, 2))
+    )
+
+    def straight(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, first).relu(), second)[:, 0, 0]
+
+    def curved(x: Tensor) -> Tensor:
+        return straight(x) + (x**2).sum((1, 2, 3))[:, None]
+
+    gaps = []
+    for head in (straight, curved):
+        weights = of_derivatives(lambda x, head=head: head(x)[0], maps)  # type: ignore[misc]
+        wanted = (weights[:, None, None] * maps[0]).sum(0)
+        found = cam.grad_cam_plus_plus(Headed(head), maps, 0, layer="maps", **PLAIN)[0]
+        assert wanted.max() > 1e-2
+        gaps.append(float((found - wanted).abs().max() / wanted.abs().max()))
+    assert gaps[0] < 1e-10
+    assert gaps[1] > 0.05
+
+
+def test_a_denominator_of_zero_counts_nothing() -> None:
+    """Slopes 1 and 1, maps -3 and 1: 2 + g · Σ A is 0."""
+    model = Headed(lambda maps: maps.sum((2, 3)))
+    image = torch.tensor([[[[-3.0, 1.0]]]])
+    assert cam.grad_cam_plus_plus(model, image, 0, layer="maps", **PLAIN).tolist() == [[[0, 0]]]
+
+
+def test_score_cam_is_a_mean_of_maps(classifier: Classifier, some: Tensor) -> None:
+    """Its weights are positive and add up to 1; so no class has a place below the lowest map."""
+    found = cam.score_cam(classifier.model, some, 2, layer="layer2", **PLAIN)
+    maps, _ = cam.maps_and_slopes(classifier.model, some, 2, "layer2")
+    assert (found >= maps.amin(1)).all()
+    assert (found <= maps.amax(1)).all()
+    assert found.min() >= 0
+
+
+def test_a_flat_map_of_score_cam_hides_all() -> None:
+    """The second map is 0.3 everywhere: nothing is left, and the logit is the bias."""
+    image = torch.cat([IMAGE[:, :1], torch.full((1, 1, 2, 2), 0.3), IMAGE[:, 2:]], 1)
+    image = F.interpolate(image, size=(7, 7))
+    mask = image[:, 0] / 4
+    logits = [float((mask * image[:, 0]).mean() - 2 * (mask * image[:, 1]).mean()) + 0.25, 0.25]
+    weights = torch.tensor(logits).softmax(0)
+    found = cam.score_cam(Hand(), image, 0, **PLAIN)
+    torch.testing.assert_close(found, weights[0] * image[:, 0] + weights[1] * image[:, 1])
+    # Enlarged, it is not quite flat, by rounding.
+    large = cam._scaled(torch.full((1, 7, 7), 0.3), torch.zeros(1, 3, 224, 224))
+    assert large.abs().max() == 0
+
+
+def test_some_channels_of_score_cam() -> None:
+    """Those whose maps vary most, the weights adding up to 1 among them; of few maps, all."""
+    network: Any = make("Residual").double().eval()
+    model, image = Returning(network, lambda y: y), batch(1, dtype=torch.float64)
+    maps, _ = cam.maps_and_slopes(network, image, 2, "bn1")
+    few = maps[0, maps[0].var((1, 2)).argsort(descending=True)[:2]]
+    options: dict[str, Any] = {"layer": "model.bn1", **PLAIN}
+    found = cam.score_cam(model, image, 2, channels=2, **options)[0]
+    assert model.forwards == 2  # the image, and two pictures in one call
+    wanted = slow_score_cam(lambda x: float(network(x)[0, 2].detach()), few, image[0])
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    every = cam.score_cam(model, image, 2, **options)
+    assert (found - every).abs().max() > 1e-2
+    torch.testing.assert_close(cam.score_cam(model, image, 2, channels=1000, **options), every)
+
+
+@pytest.mark.parametrize("name", ["channels", "batch_size", "baseline"])
+def test_bad_options_of_score_cam(name: str) -> None:
+    bad: list[Any] = ["all", torch.nan] if name == "baseline" else [0, -1, 2.5, True]
+    for value in bad:
+        with pytest.raises((ValueError, TypeError), match=f"^{name} "):
+            cam.score_cam(make("Functional"), batch(), **{name: value})
+
+
+def test_what_takes_no_gradient_explains_scores_without_one() -> None:
+    model, images = make("Residual"), batch()
+    found = cam.score_cam(model, images, lambda logits: logits.detach()[:, 1])
+    torch.testing.assert_close(found, cam.score_cam(model, images, 1))
+    model.fc.register_forward_hook(lambda *_: torch.zeros(3, 5))  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no last feature maps"):
+        cam.score_cam(model, images, 1)
+
+
+def test_eigen_cam_is_the_same_for_every_class_and_not_negative_after_a_relu(
+    classifier: Classifier, some: Tensor
+) -> None:
+    for layer in (None, "layer2"):
+        found = cam.eigen_cam(classifier.model, some, 0, layer=layer)
+        assert found.min() >= -1e-5 * found.max()
+        for target in (3, None, lambda logits: logits[:, 1] - logits[:, 2]):
+            assert torch.equal(cam.eigen_cam(classifier.model, some, target, layer=layer), found)
+
+
+def real(test: Callable) -> Callable:
+    """A test that takes seconds and pytorch-grad-cam."""
+    said = pytest.mark.filterwarnings("ignore:Setting (backward|forward):UserWarning")
+    return pytest.mark.references(pytest.mark.slow(said(test)))
+
+
+@pytest.fixture(scope="module")
+def lite() -> nn.Module:
+    return models.load("efficientnet_lite0", device="cpu").model
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    """A cup of coffee and a cameraman, in model space."""
+    to_input = models.load("efficientnet_lite0", device="cpu").to_input
+    return torch.cat([to_input(photographs.picture(name)) for name in ("coffee", "camera")])
+
+
+ANSWERS = torch.tensor([967, 872])  # espresso, tripod
+
+
+def alike(found: Tensor, wanted: Tensor) -> None:
+    """To 1e-5 of the largest value."""
+    assert wanted.max() > 0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.max()))
+
+
+@real
+@pytest.mark.parametrize("layer", ["bn2", "blocks.3"])
+def test_layer_cam_on_a_real_network(layer: str, lite: nn.Module, photos: Tensor) -> None:
+    ours = cam.layer_cam(lite, photos, ANSWERS, layer=layer, upsample=False)
+    alike(ours, theirs(lite, layers.find(lite, layer), photos, ANSWERS, "LayerCAM"))
+
+
+@real
+def test_grad_cam_plus_plus_on_a_real_network(lite: nn.Module, photos: Tensor) -> None:
+    """pytorch-grad-cam adds 1e-6 to a denominator of about that size, and so gives another map."""
+    image, module = photos[:1], layers.find(lite, "bn2")
+    ours = cam.grad_cam_plus_plus(lite, image, 967, layer="bn2", upsample=False)
+    maps, slopes = (one[0].double() for one in cam.maps_and_slopes(lite, image, 967, "bn2"))
+    twins = [slow_grad_cam_plus_plus(maps, slopes, epsilon)[None] for epsilon in (0, 1e-6)]
+    wanted = theirs(lite, module, image, ANSWERS[:1], "GradCAMPlusPlus")
+    alike(ours, twins[0].float())
+    alike(wanted, twins[1].float())
+    assert (wanted - ours).norm() > 0.1 * ours.norm()
+
+
+@real
+def test_score_cam_on_a_real_network(
+    lite: nn.Module, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pytorch-grad-cam, once its masks are enlarged as the authors do: corners not aligned."""
+    image, module = F.avg_pool2d(photos[:1], 2), layers.find(lite, "blocks.2")
+    ours = cam.score_cam(lite, image, 967, layer="blocks.2", upsample=False)
+    aligned = theirs(lite, module, image, ANSWERS[:1], "ScoreCAM")
+
+    def enlarge(size: Any) -> nn.Module:
+        return nn.Upsample(size, mode="bilinear", align_corners=False)
+
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", enlarge)
+    alike(ours, theirs(lite, module, image, ANSWERS[:1], "ScoreCAM"))
+    assert (ours - aligned).abs().max() > 1e-2 * ours.max()
+
+
+@real
+@pytest.mark.parametrize("layer", ["bn2", "blocks.3"])
+def test_eigen_cam_on_a_real_network(layer: str, lite: nn.Module, photos: Tensor) -> None:
+    """pytorch-grad-cam subtracts each map's mean, and takes either sign."""
+    ours = cam.eigen_cam(lite, photos, ANSWERS, layer=layer, upsample=False)
+    maps, _ = cam.maps_and_slopes(lite, photos, ANSWERS, layer)
+    wanted = theirs(lite, layers.find(lite, layer), photos, ANSWERS, "EigenCAM")
+    for n in range(len(photos)):
+        alike(ours[n], slow_eigen_cam(maps[n].double()).float())
+        centred = maps[n].double() - maps[n].double().mean((1, 2), keepdim=True)
+        _, vectors = np.linalg.eigh(np.cov(centred.flatten(1)))
+        signed = torch.einsum("khw,k->hw", centred, torch.from_numpy(vectors[:, -1])).float()
+        either = [(sign * signed).relu() for sign in (1, -1)]
+        alike(min(either, key=lambda one: float((one - wanted[n]).norm())), wanted[n])
+        assert (ours[n] - wanted[n]).norm() > 0.2 * ours[n].norm()
+
+
 # -- libraries -------------------------------------------------------------------------------------
 
 
-def theirs(model: nn.Module, layer: nn.Module, images: Tensor, target: int) -> Tensor:
-    """pytorch-grad-cam's map (N, H, W), before it scales each to 0 … 1."""
-    from pytorch_grad_cam import GradCAM
+def theirs(
+    model: nn.Module, layer: nn.Module, images: Tensor, target: int | Tensor, kind: str = "GradCAM"
+) -> Tensor:
+    """pytorch-grad-cam's map (N, h, w), before it scales each to 0 … 1."""
+    import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    with GradCAM(model, [layer]) as method:
+    classes = torch.as_tensor(target).expand(len(images)).tolist()
+    with layers.preserve(model), getattr(pytorch_grad_cam, kind)(model, [layer]) as method:
         method.outputs = outputs = method.activations_and_grads(images.clone().requires_grad_())
-        wanted = [ClassifierOutputTarget(target)] * len(images)
+        wanted = [ClassifierOutputTarget(one) for one in classes]
         loss = sum(t(output) for t, output in zip(wanted, outputs, strict=True))
         loss.backward()
         maps = method.activations_and_grads.activations[0].detach().numpy()
@@ -786,8 +1150,7 @@ def theirs(model: nn.Module, layer: nn.Module, images: Tensor, target: int) -> T
 def test_pytorch_grad_cam_agrees(layer: str, classifier: Classifier, some: Tensor) -> None:
     model = classifier.model
     found = cam.grad_cam(model, some, 3, layer=layer, upsample=False)
-    with layers.preserve(model):
-        wanted = theirs(model, layers.find(model, layer), some, 3)
+    wanted = theirs(model, layers.find(model, layer), some, 3)
     assert wanted.max() > 0
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
 

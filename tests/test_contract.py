@@ -353,10 +353,11 @@ def test_a_function_that_makes_no_scores(name: str, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].specific])
+OF_GRADIENTS = [name for name in METHODS if "gradients" in METHODS[name].needs]
+
+
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 def test_a_function_without_gradient(name: str) -> None:
-    if name == "cam":
-        pytest.skip("it is about a class")
     with pytest.raises(ValueError, match="^target: its scores carry no gradient to"):
         METHODS[name](make("Residual"), IMAGES, lambda y: y.detach()[:, 0], **options_of(name))
 
@@ -409,6 +410,7 @@ COMPILED: dict[str, Callable[[nn.Module], nn.Module]] = {
 # These look for feature maps, or for the convolution before a BatchNorm.
 MAY_REFUSE = {
     *("cam", "grad_cam", "hires_cam", "guided_grad_cam"),
+    *("layer_cam", "grad_cam_plus_plus", "score_cam", "eigen_cam"),
     *("pattern_net", "pattern_attribution"),
 }
 
@@ -517,7 +519,7 @@ def test_the_entry_is_complete(name: str) -> None:
     assert set(entry.options) == options
     assert set(entry.prepare) | set(entry.quick) <= options
     # What takes many passes has a sketch of few, and the other way round.
-    assert (entry.sketch is not None) == bool(re.search(r"\b[nPK]\b", entry.cost))
+    assert (entry.sketch is not None) == bool(re.search(r"\b[nPMK]\b", entry.cost))
     assert name in repr(entry)
     assert ("baseline" in entry.needs) == bool({"baseline", "attribution"} & options)
     assert ("segments" in entry.needs) == ("segments" in options)
@@ -551,13 +553,14 @@ def test_the_passes_it_costs(name: str) -> None:
     # XRAI leaves the steps to integrated gradients.
     steps = inspect.signature(integrated_gradients).parameters["steps"].default
     n = options.get("samples", options.get("steps", steps))
-    cost = passes(entry.cost, n=n, P=WINDOWS, K=len(data))
+    cost = passes(entry.cost, n=n, P=WINDOWS, M=MAPS, K=len(data))
     model = Counted(make_network())
     entry(model, batch(1), 2, **options)
     assert model.passes == cost
 
 
 WINDOWS = 9  # at 0, 3 and 4, down and across
+MAPS = 6  # of the network's last convolution
 
 
 def passes(cost: str, **given: int) -> dict[str, int]:
@@ -641,13 +644,15 @@ def test_a_call_without_gradient_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz")
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].specific])
+@pytest.mark.parametrize("name", [*OF_GRADIENTS, "cam"])  # CAM reads the last layer's weight
 def test_a_quantised_layer_is_refused_by_what_needs_gradients(name: str) -> None:
     model = make("Residual").eval()
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match="^model: [^\n]*$"):
         METHODS[name](quantised, IMAGES, 1, **options_of(name))
-    assert METHODS["occlusion"](quantised, IMAGES, 1, window=4, stride=4).abs().sum() > 0
+    for asking in ("occlusion", "score_cam"):
+        options = contract.known_options(METHODS[asking], window=4, stride=4)
+        assert METHODS[asking](quantised, IMAGES, 1, **options).abs().sum() > 0
 
 
 class Bar:

@@ -34,7 +34,8 @@ class Method:
 
     label: its name in the field, as figures and menus show it.
     cost: passes of one image whose target is given: F is a forward, B a forward and backward to the
-    image; n is the method's samples or steps, P its windows, K the images of its background.
+    image; n is the method's samples or steps, P its windows, M its layer's maps, K the images of
+    its background.
     needs: of NEEDS, what it uses besides answers: gradients; layers, what happens inside
     the network; a baseline, which stands for absence; segments of the image; data, ordinary images.
     claims: of AXIOMS, those that it should satisfy; what is hidden as one, a window or a segment,
@@ -247,6 +248,40 @@ METHODS: dict[str, Method] = {
             2020,
             cost="1 F and back to the layer",
             needs=LAYERS,
+        ),
+        Method(
+            cam.layer_cam,
+            "LayerCAM",
+            "Jiang et al.: LayerCAM",
+            2021,
+            cost="1 F and back to the layer",
+            needs=LAYERS,
+        ),
+        Method(
+            cam.grad_cam_plus_plus,
+            "Grad-CAM++",
+            "Chattopadhay et al.: Grad-CAM++",
+            2018,
+            cost="1 F and back to the layer",
+            needs=LAYERS,
+        ),
+        Method(
+            cam.score_cam,
+            "Score-CAM",
+            "Wang et al.: Score-CAM",
+            2020,
+            cost="(1 + M) F",
+            needs=frozenset({"layers", "baseline"}),
+            quick={"channels": 128},
+            sketch=lambda *given: {"channels": 16},
+        ),
+        Method(
+            cam.eigen_cam,
+            "Eigen-CAM",
+            "Muhammad, Yeasin: Eigen-CAM",
+            2020,
+            cost="1 F",
+            needs=frozenset({"layers"}),
         ),
         Method(
             cam.guided_grad_cam,
