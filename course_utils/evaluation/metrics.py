@@ -3,7 +3,7 @@
 None of them knows what the model really looks at; each asks a question that stands in for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -168,27 +168,20 @@ def faithfulness_correlation(
     """
     check(model, images, target, black_box=True)
     relevance = sum_channels(attribution, images)
-    cell, patches = _patches(images, patch)
+    cell, patches = patches_of(images, patch)
     _check_subsets(subsets, size, patches)
     replacement = as_baseline("baseline", baseline, images)
     check_count("batch_size", batch_size)
     chosen = _subsets(patches, subsets, size, check_generator(generator))
 
-    n, count = len(images), len(chosen)
-    model, target = with_score(model, target)
-    with explaining(model), torch.no_grad():
-        changed = torch.empty(n * count, dtype=torch.float64)
-        logits = batched_logits(model, images, batch_size)
-        classes = resolve_target(logits, target).cpu()
-        scores = _score(logits, classes, "logit")
-        for number in in_batches(n * count, batch_size):
-            image, subset = number // count, number % count
-            taken = torch.zeros(len(number), patches, dtype=torch.bool)
-            away = taken.scatter_(1, chosen[subset], True)[:, None, cell].to(images.device)
-            mixed = torch.where(away, replacement[image], images[image])
-            changed[number] = _score(model(mixed), classes[image], "logit")
-    drop = scores[:, None] - changed.view(n, count)
-    each = torch.zeros(n, patches, dtype=torch.float64)
+    def without(image: Tensor, subset: Tensor) -> Tensor:
+        taken = torch.zeros(len(subset), patches, dtype=torch.bool)
+        away = taken.scatter_(1, chosen[subset], True)[:, None, cell].to(images.device)
+        return torch.where(away, replacement[image], images[image])
+
+    scores, changed = changed_scores(model, images, target, without, len(chosen), batch_size)
+    drop = scores[:, None] - changed
+    each = torch.zeros(len(images), patches, dtype=torch.float64)
     each.index_add_(1, cell.flatten(), relevance.flatten(1))
     total = torch.stack([row[chosen].sum(1) for row in each])
     # Differences of the order of the model's own rounding say nothing.
@@ -278,7 +271,7 @@ def _check_mask(mask: Tensor | np.ndarray, attribution: Tensor) -> Tensor:
     return mask.expand(n, height, width)
 
 
-def _patches(images: Tensor, patch: int | None) -> tuple[Tensor, int]:
+def patches_of(images: Tensor, patch: int | None) -> tuple[Tensor, int]:
     """Each pixel's patch (H, W), numbered row by row, and how many patches there are."""
     height, width = images.shape[2:]
     patch = max(min(height, width) // 16, 1) if patch is None else patch
@@ -349,33 +342,75 @@ def _curve(
     replacement = as_baseline("baseline", baseline, images)
     check_count("batch_size", batch_size)
     check_choice("of", of, SCORES)
-    if of == "probability" and callable(target):
-        raise ValueError("of is 'probability', which a class has; a target function makes its own")
-    model, target = with_score(model, target)
+    check_class_score(of, target)
 
-    n, pixels = len(images), relevance[0].numel()
-    order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(1).view_as(relevance)
+    rank, pixels = ranks(relevance), relevance[0].numel()
     counts = (torch.arange(steps + 1).double() * pixels / steps).round().long()
-    with explaining(model), torch.no_grad():
-        score = torch.empty(n, steps + 1, dtype=torch.float64)
-        # f(x) tells the class too; it is where deletion starts and insertion ends.
-        logits = batched_logits(model, images, batch_size)
-        classes = resolve_target(logits, target).cpu()
-        score[:, 0 if deleting else steps] = _score(logits, classes, of)
-        for number in in_batches(n * steps, batch_size):
-            image, step = number // steps, number % steps + deleting
-            relevant = rank[image] < counts[step, None, None]
-            away = (relevant if deleting else ~relevant)[:, None].to(images.device)
-            mixed = torch.where(away, replacement[image], images[image])
-            score[image, step] = _score(model(mixed), classes[image], of)
-    fraction = counts.double() / pixels
+
+    def mixed(image: Tensor, step: Tensor) -> Tensor:
+        relevant = rank[image] < counts[step + deleting, None, None]
+        away = (relevant if deleting else ~relevant)[:, None].to(images.device)
+        return torch.where(away, replacement[image], images[image])
+
+    # f(x) is where deletion starts and insertion ends.
+    whole, changed = changed_scores(model, images, target, mixed, steps, batch_size, of)
+    parts = (whole[:, None], changed) if deleting else (changed, whole[:, None])
+    return curve(relevance, counts.double() / pixels, torch.cat(parts, 1), images)
+
+
+def check_class_score(of: str, target: Target) -> None:
+    """Refuse a probability or an accuracy of what is no class."""
+    if of != "logit" and callable(target):
+        raise ValueError(f"of is {of!r}, which a class has; a target function makes its own")
+
+
+def ranks(relevance: Tensor) -> Tensor:
+    """Each pixel's place (N, H, W) in its map's order, from 0, the highest first; ties by position.
+
+    >>> metrics.ranks(torch.tensor([[[1.0, 9.0, 9.0]]]))
+    tensor([[[2, 0, 1]]])
+    """
+    order = relevance.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(1).view_as(relevance)
+
+
+def curve(relevance: Tensor, fraction: Tensor, score: Tensor, images: Tensor) -> Curve:
+    """The scores as a Curve in the images' type; NaN is the area of a map that orders nothing."""
     ordered = relevance.flatten(1).amax(1) > relevance.flatten(1).amin(1)
     auc = torch.trapezoid(score, fraction).where(ordered, torch.nan)
     return Curve(*(to_type_of(values, images) for values in (fraction, score, auc)))
 
 
+def changed_scores(
+    model: Model,
+    images: Tensor,
+    target: Target,
+    change: Callable[[Tensor, Tensor], Tensor],
+    count: int,
+    batch_size: int,
+    of: str = "logit",
+) -> tuple[Tensor, Tensor]:
+    """What the model says of N images, (N,), and of S changes of each, (N, S); float64 on the CPU.
+
+    change: numbers of images and of changes (B,), (B,) → the changed images (B, C, H, W).
+    count: S. of: "logit", "probability", or "accuracy", 1 where the target is the answer, else 0.
+    An image costs S + 1 forward passes; the first tells the class where the target is None.
+    """
+    n = len(images)
+    model, target = with_score(model, target)
+    with explaining(model), torch.no_grad():
+        changed = torch.empty(n * count, dtype=torch.float64)
+        logits = batched_logits(model, images, batch_size)
+        classes = resolve_target(logits, target).cpu()
+        for number in in_batches(n * count, batch_size):
+            image, step = number // count, number % count
+            changed[number] = _score(model(change(image, step)), classes[image], of)
+    return _score(logits, classes, of), changed.view(n, count)
+
+
 def _score(logits: Tensor, classes: Tensor, of: str) -> Tensor:
-    """The logit or probability (N,) of each row's class, in double precision on the CPU."""
+    """What the model says of each row's class (N,), in double precision on the CPU."""
     values = check_logits(logits).cpu().double()
+    if of == "accuracy":
+        return (values.argmax(1) == classes).double()
     return score_target(values.softmax(1) if of == "probability" else values, classes)
