@@ -324,6 +324,20 @@ def test_lrp_sums_to_the_logit_without_biases() -> None:
     assert off(kept, biased(IMAGES.clone())[:, 3].detach()) > 0.1  # biases keep their share
 
 
+def test_lrp_of_a_norm_that_is_not_merged() -> None:
+    """Without running statistics a BatchNorm of one image normalises by it, and is no layer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False),
+            nn.ReLU(), nn.Flatten(), nn.Linear(144, 5, bias=False),
+        ).double().eval()  # fmt: skip
+    logit = model(IMAGES[:1])[0, 1].detach()
+    for composite in ("epsilon", "epsilon-plus"):
+        total = lrp(model, IMAGES[:1], 1, epsilon=1e-12, composite=composite).sum()
+        torch.testing.assert_close(total, logit, rtol=1e-6, atol=0)
+
+
 # --- Patterns ---------------------------------------------------------------------------------
 
 

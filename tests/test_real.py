@@ -441,15 +441,26 @@ def norms_of(model: nn.Module) -> list[tuple[str, str]]:
     return result
 
 
-def zennit_lrp(model: nn.Module, images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Each class's logit and LRP-ε by Zennit, on a copy of the network.
+def without_epsilon(model: nn.Module) -> nn.Module:
+    """The same network with the ε of each BatchNorm put into its variance."""
+    model = copy.deepcopy(model)
+    for _, name in norms_of(model):
+        norm: Any = layers.find(model, name)
+        norm.running_var, norm.eps = norm.running_var + norm.eps, 0.0
+    return model
+
+
+def zennit_lrp(
+    model: nn.Module, images: Tensor, epsilon: float, composite: str = "epsilon"
+) -> tuple[Tensor, Tensor]:
+    """Each class's logit and LRP by Zennit, on a copy of the network.
 
     Zennit merges a BatchNorm that is a leaf; timm's holds its activation, and is told by name. A
     residual sum must be a module: each block gets one, as in Zennit's own canonizer for ResNets.
     """
     from zennit.attribution import Gradient
     from zennit.canonizers import AttributeCanonizer, NamedMergeBatchNorm
-    from zennit.composites import LayerMapComposite
+    from zennit.composites import EpsilonGammaBox, EpsilonPlusFlat, LayerMapComposite
     from zennit.layer import Sum
     from zennit.rules import Epsilon, Norm, Pass
     from zennit.types import Activation, AvgPool, Linear
@@ -466,15 +477,20 @@ def zennit_lrp(model: nn.Module, images: Tensor, epsilon: float) -> tuple[Tensor
         return {"forward": forward.__get__(module), "sum": Sum()}
 
     model = copy.deepcopy(model)
-    composite = LayerMapComposite(
-        [(Activation, Pass()), (Linear, Epsilon(epsilon)), ((AvgPool, Sum), Norm(epsilon))],
-        canonizers=[
-            NamedMergeBatchNorm([([convolution], norm) for convolution, norm in norms_of(model)]),
-            AttributeCanonizer(with_sum),
-        ],
-    )
+    merge = NamedMergeBatchNorm([([convolution], norm) for convolution, norm in norms_of(model)])
+    options: dict = {"canonizers": [merge, AttributeCanonizer(with_sum)]}
+    rules: Any
+    match composite:
+        case "epsilon":
+            table = [(Activation, Pass()), (Linear, Epsilon(epsilon))]
+            rules = LayerMapComposite([*table, ((AvgPool, Sum), Norm(epsilon))], **options)
+        case "epsilon-plus-flat":
+            rules = EpsilonPlusFlat(epsilon, epsilon, **options)
+        case "epsilon-gamma-box":
+            low, high = (bound((2, 3), keepdim=True) for bound in (images.amin, images.amax))
+            rules = EpsilonGammaBox(low, high, epsilon, stabilizer=epsilon, **options)
     start = F.one_hot(TARGETS, 1000) * scores(model, images)[:, None]
-    with Gradient(model, composite) as attributor:
+    with Gradient(model, rules) as attributor:
         logits, relevance = attributor(images.clone(), start)
     return logits.detach()[torch.arange(len(images)), TARGETS], relevance.detach()
 
@@ -487,10 +503,7 @@ def test_lrp(double: nn.Module, photos: Tensor) -> None:
     logits. With ε put into the variance, which changes no network, Zennit and ours agree.
     """
     images = halved(photos)
-    harmless = copy.deepcopy(double)
-    for _, name in norms_of(harmless):
-        norm: Any = layers.find(harmless, name)
-        norm.running_var, norm.eps = norm.running_var + norm.eps, 0.0
+    harmless = without_epsilon(double)
     truth = scores(double, images)
     ours = propagation.lrp(double, images, TARGETS, epsilon=1e-6)
     logits, theirs = zennit_lrp(harmless, images, 1e-6)
@@ -499,6 +512,18 @@ def test_lrp(double: nn.Module, photos: Tensor) -> None:
     logits, theirs = zennit_lrp(double, images, 1e-6)
     assert off(logits, truth) > 1e-3
     assert off(ours, theirs) > 0.05
+
+
+@real
+@pytest.mark.parametrize("composite", ["epsilon-plus-flat", "epsilon-gamma-box"])
+def test_lrp_composites(double: nn.Module, photos: Tensor, composite: str) -> None:
+    """ReLU6, padding before a convolution, bottlenecks whose sums have both signs."""
+    images = halved(photos)
+    harmless = without_epsilon(double)
+    ours = propagation.lrp(double, images, TARGETS, composite=composite)
+    logits, theirs = zennit_lrp(harmless, images, 1e-6, composite)
+    assert off(logits, scores(double, images)) < 1e-10
+    assert off(ours, theirs) < 1e-5, off(ours, theirs)
 
 
 class Through(nn.Module):

@@ -60,7 +60,7 @@ class Rules(Watch):
     ) -> None:
         super().__init__()
         self.method, self.rules, self.entries = method, rules, entries or {}
-        self.known = {*rules, *self.entries, *derivative, "linear", "route", "max_pool"}
+        self.known = {*rules, *self.entries, *derivative, "linear", "route", "pad", "max_pool"}
         self.operations: list[Operation] = []
         self._holders: dict[int, list[Operation]] = {}  # which operations keep what is in a storage
         self._last: tuple | None = None  # what `_made` is told of the operation before
@@ -89,8 +89,8 @@ class Rules(Watch):
             cut = said_of(function)  # another value in each pass
         kind, operation = None, None
         if inputs:
-            self._use(function, inputs)
             kind = kind_of(function, args, kwargs)
+            self._use(function, kind, inputs)
             if kind and (kind in self.rules or kind in self.entries):
                 operation = Operation(kind, function, args, kwargs)
         for value in written_to(function, args):
@@ -104,7 +104,7 @@ class Rules(Watch):
             self._last = function, kind, operation, output, cut, torch.is_grad_enabled()
         return output
 
-    def _use(self, function: Any, inputs: Sequence[Tensor]) -> None:
+    def _use(self, function: Any, kind: str | None, inputs: Sequence[Tensor]) -> None:
         for value in inputs:
             if not hasattr(value, "made_by") and not hasattr(value._base, "made_by"):
                 raise ValueError(
@@ -113,7 +113,7 @@ class Rules(Watch):
                 )
             maker = getattr(value, "made_by", None)
             if maker and name_of(function) != "detach":  # by which autograd keeps a result
-                maker.readers.append(name_of(function))
+                maker.readers.append("norm" if kind == "norm" else name_of(function))
 
     def _made(
         self,

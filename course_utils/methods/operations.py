@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from course_utils.layers import tensors_in
@@ -29,11 +29,12 @@ NAMES = {
         *("convolution", "native_batch_norm", "addmm", "mm", "add", "sub", "mean", "sum"),
         *("avg_pool2d", "_adaptive_avg_pool2d"),
     ),
+    "pad": ("constant_pad_nd",),
     # These move values about, as do all views. Others that do are "linear", which is as right: what
     # is divided among a single value goes to it.
     "route": (
         *("clone", "copy", "_to_copy", "cat", "stack", "index", "flip", "roll"),
-        *("constant_pad_nd", "_unsafe_view", "as_strided", "where", "masked_fill"),
+        *("_unsafe_view", "as_strided", "where", "masked_fill"),
     ),
 }
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
@@ -44,12 +45,13 @@ class Operation:
 
     kind: "relu", "activation" (any other function of single values that networks use as such),
     "gate" (a sigmoid), "pointwise" (any function of single values besides), "linear", "route"
-    (linear, and moves values about), "product" (linear in each of several inputs), "quotient",
-    "max_pool", "norm", "softmax".
+    (linear, and moves values about), "pad", "product" (linear in each of several inputs),
+    "quotient", "max_pool", "norm", "softmax".
     name: PyTorch's, as "convolution". args, kwargs: of the call. All tensors are detached from the
     network's graph, and as they were, whatever the network does to them later.
     number: its place among the operations with a rule. readers: the names of those that read its
-    output. before: the operation that made its first input, if that has a rule, too.
+    output, "norm" for any of that kind. before: the operation that made its first input, if that
+    has a rule, too.
     """
 
     def __init__(self, kind: str, function: Any, args: Sequence[Any], kwargs: Any) -> None:
@@ -175,6 +177,29 @@ def _tried_kind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if len(places) > 1 and all(linear([place]) for place in places):
         return "product"
     return "pointwise" if torch.Tag.pointwise in function.tags and len(places) == 1 else None
+
+
+def is_weighted(operation: Operation) -> bool:
+    """Whether it is a convolution or a linear layer: units with weights for what they read."""
+    if operation.name == "convolution":
+        return operation.places == [0] and not operation.args[6]  # none that is transposed
+    fits = (operation.name, operation.places) in (("addmm", [1]), ("mm", [0]))
+    return fits and not operation.kwargs
+
+
+def merged(operation: Operation, norm: Operation | None = None) -> tuple[Tensor, Tensor | None]:
+    """Weight (units, ...) and bias of what `is_weighted`, the BatchNorm that follows merged in."""
+    if operation.name == "addmm":
+        return operation.args[2].T, operation.args[0]
+    if operation.name == "mm":
+        return operation.args[1].T, None
+    _, weight, bias, *_ = operation.args
+    if norm is None:
+        return weight, bias
+    _, scale, shift, mean, variance, _, _, epsilon = norm.args
+    # The library's function makes parameters, which would go on needing gradients.
+    fused = nn.utils.fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
+    return fused[0].detach(), fused[1].detach()
 
 
 def normalized(norm: Operation) -> tuple[int, Tensor | None, float]:

@@ -1,6 +1,7 @@
 """Methods that propagate the class's logit backward, operation by operation, by their own rules."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,10 @@ from course_utils.contract import (
     score_target,
     with_score,
 )
+from course_utils.methods import relevance
 from course_utils.methods.backward import Rule, Rules, derivative, propagate, pull_back, run
-from course_utils.methods.operations import Operation, normalized
+from course_utils.methods.operations import Operation, is_weighted, merged, normalized
+from course_utils.methods.relevance import Composite, as_composite, over
 from course_utils.progress import in_batches
 
 
@@ -182,25 +185,34 @@ def _slope(given: Tensor, z: Tensor, z0: Tensor, limit: Tensor) -> Tensor:
 
 
 def lrp(
-    model: nn.Module, images: Tensor, target: Target = None, *, epsilon: float = 1e-6
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    composite: str | Composite = "epsilon",
+    epsilon: float = 1e-6,
 ) -> Tensor:
-    """The logit divided among the inputs, layer by layer, in proportion to their terms (LRP-ε).
+    """The logit divided among the inputs, layer by layer, in proportion to their terms (LRP).
 
-        R_i = Σ_j x_i w_ij · R_j / (z_j + ε sign z_j),      z_j = Σ_i x_i w_ij + b_j,  sign 0 = 1
+        R_i = Σ_j t_ij R_j / (t_j + ε sign t_j),      t_j = Σ_i t_ij + bias,      sign 0 = 1
 
-    R is called relevance; at the output it is the logit. An activation and a normalisation pass it
-    on unchanged, a maximum gives all of it to its largest input, a product half to each factor, a
-    softmax s gives x_i (R_i − s_i Σ_j R_j). BatchNorm is merged into the convolution before it,
-    unless that is used elsewhere, too. Biases keep their share: the map sums to f_c(x) only in a
-    network without them. As ε → 0 it is Gradient × Input if all activations are ReLUs.
+    R is called relevance; at the output it is the logit. The composite says which terms t_ij count
+    in which layer, by rules of `relevance`; in "epsilon" all do, t_ij = x_i w_ij. BatchNorm is
+    merged into the convolution before it, unless that is used elsewhere, too. Other linear
+    operations, such as a mean or the sum of two branches, go by ε. An activation (also a ReLU6) and
+    a normalisation pass relevance on unchanged, a maximum gives all of it to its largest input, a
+    product half to each factor, a softmax s gives x_i (R_i − s_i Σ_j R_j). Biases keep their share:
+    the map sums to f_c(x) only in a network without them. As ε → 0, "epsilon" is Gradient × Input
+    if all activations are ReLUs.
 
-    Arguments as `gradients.gradient`. epsilon: ≥ 0, in units of z. Returns (N, C, H, W), signed,
-    in logits.
+    Arguments as `gradients.gradient`. composite: a name in `relevance.COMPOSITES`, or a
+    `relevance.Composite`. epsilon: ≥ 0, in units of t. Returns (N, C, H, W), signed, in logits.
 
     Raises ValueError or TypeError naming the argument; ValueError for an operation without a rule.
     Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
-    Layer-Wise Relevance Propagation, 2015; product, normalisation and softmax: Achtibat et al.,
-    AttnLRP, 2024.
+    Layer-Wise Relevance Propagation, 2015; composites: Montavon et al., Layer-Wise Relevance
+    Propagation: An Overview, 2019; product, normalisation and softmax: Achtibat et al., AttnLRP,
+    2024.
 
     >>> fc = nn.Linear(2, 1, bias=False)
     >>> fc.weight.data = torch.tensor([[3.0, -1.0]])
@@ -209,51 +221,113 @@ def lrp(
     tensor([[[[ 3., -2.]]]])
     """
     check(model, images, target)
+    composite = as_composite(composite)
     check_number("epsilon", epsilon)
     model, target = with_score(model, target)
+    ruled: dict[Operation, tuple[relevance.Layer, relevance.Rule]] = {}
+
+    def score(logits: Tensor) -> Tensor:
+        """Its gradient is the relevance that the logits start with: f_c, or f_a and −f_b."""
+        classes = resolve_target(logits, target)
+        ruled.update(composite.assign(rules.operations))
+        return score_target(logits * logits.detach(), classes)
 
     def enter(operation: Operation, relevance: Tensor) -> Tensor:
+        if operation in ruled or (operation.merges and operation.before in ruled):
+            return relevance
         if operation.merged_into_norm:
             return relevance  # of the two, the BatchNorm's z counts
-        return _per_z(operation, relevance, epsilon)
+        return over(relevance, operation.output, epsilon)
 
-    def in_proportion(
-        operation: Operation, per_z: Tensor, derived: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def divide(
+        operation: Operation, arrived: Tensor, derived: Sequence[Tensor]
+    ) -> Tensor | Sequence[Tensor]:
+        if operation in ruled:
+            layer, rule = ruled[operation]
+            return rule(layer, arrived, epsilon)
         if operation.merges:
-            return derived
+            return arrived if operation.before in ruled else derived
         return [x * w for x, w in zip(operation.inputs, derived, strict=True)]
 
     rules = Rules(
         "lrp",
         {
-            "linear": in_proportion,
+            "linear": divide,
             "product": _halves,
             "softmax": _taylor,
+            "pad": derivative,
             **dict.fromkeys(("relu", "activation", "gate", "norm"), _pass_on),
         },
-        entries={"linear": enter, "product": _per_z},
+        entries={
+            "linear": enter,
+            "product": lambda operation, relevance: over(relevance, operation.output, 0),
+        },
     )
-
-    def terms(logits: Tensor) -> Tensor:
-        """What has the relevance of the logits as its gradient: f_c, or f_a and −f_b."""
-        classes = resolve_target(logits, target)
-        return score_target(logits * logits.detach(), classes)
-
     with explaining(model):
-        return propagate(model, images, rules, terms)
+        return propagate(model, images, rules, score)
+
+
+def lrp_epsilon_plus_flat(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
+    """LRP by ε in linear layers, z⁺ in convolutions, and flat in the first: positive terms alone.
+
+        R_i = Σ_j (x_i w_ij)⁺ R_j / (Σ_i (x_i w_ij)⁺ + b_j⁺)      in a convolution
+
+    The first convolution spreads what arrives evenly over its window, whatever the image's values.
+
+    Arguments, result and errors as `lrp`.
+    Source: Kohlbrenner et al., Towards Best Practice in Explaining Neural Network Decisions with
+    LRP, 2020.
+    """
+    return lrp(model, images, target, composite="epsilon-plus-flat")
+
+
+def lrp_epsilon_gamma_box(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    gamma: float = 0.25,
+    low: Baseline | None = None,
+    high: Baseline | None = None,
+) -> Tensor:
+    """LRP by ε in linear layers, γ in convolutions, and z^B in the first.
+
+        R_i = Σ_j x_i (w_ij + γ w_ij⁺) R_j / Σ_i x_i (w_ij + γ w_ij⁺)      in a convolution, x ≥ 0
+
+    The first convolution divides by how far a value is from the lowest l and the highest h that it
+    could have: x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻.
+
+    Arguments, result and errors as `lrp`. gamma: ≥ 0. low, high: numbers or tensors that broadcast
+    to the images, such as `Classifier.black(images)` and `Classifier.white(images)`; None: the
+    smallest box that holds 0 and the image's own values, channel by channel.
+    Source: Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
+    """
+    check(model, images, target)
+    check_number("gamma", gamma)
+    low, high = _bound("low", low, images, torch.lt), _bound("high", high, images, torch.gt)
+    first = partial(relevance.box, low=low, high=high)
+    others = partial(relevance.gamma, gamma=gamma)
+    composite = Composite(first, others, others, others, dense=relevance.epsilon)
+    return lrp(model, images, target, composite=composite)
+
+
+def _bound(
+    name: str, value: Baseline | None, images: Tensor, beyond: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor | None:
+    """An end of the box as a tensor; ValueError where an image's values are beyond it."""
+    if value is None:
+        return None
+    bound = as_baseline(name, value, images)
+    if (images - bound)[beyond(images, bound)].abs().gt(1e-3).any():  # more than rounding
+        raise ValueError(
+            f"{name}: the images hold values beyond it; give it in model space, where "
+            "Classifier.black(images) is the lowest and Classifier.white(images) the highest"
+        )
+    return bound
 
 
 def _pass_on(operation: Operation, relevance: Tensor, derived: Sequence[Tensor]) -> Tensor:
     return relevance
-
-
-def _per_z(operation: Operation, relevance: Tensor, epsilon: float = 0.0) -> Tensor:
-    z = operation.output
-    away = z.new_tensor(epsilon)  # of a type in which it may be 0
-    if away:
-        return relevance / (z + away.copysign(z))
-    return torch.where(z == 0, 0, relevance / z)
 
 
 def _halves(operation: Operation, per_z: Tensor, derived: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -458,12 +532,8 @@ def _has_pattern(operation: Operation) -> bool:
             "model: patterns are for layers with weights, and one of its BatchNorms follows no "
             "convolution that it could be merged into"
         )
-    if name == "convolution":
-        weighted, fits = True, not operation.args[6]
-    else:
-        weighted = name in ("addmm", "mm", "bmm", "baddbmm", "mv")
-        fits = (name, places) in (("addmm", [1]), ("mm", [0]))
-    if weighted and not fits:
+    weighted = name in ("convolution", "addmm", "mm", "bmm", "baddbmm", "mv")
+    if weighted and not is_weighted(operation):
         raise ValueError(
             "model: patterns are for convolutions and linear layers, not for what one of its "
             f"operations {name} does"
@@ -472,18 +542,8 @@ def _has_pattern(operation: Operation) -> bool:
 
 
 def _weight(operation: Operation, norm: Operation | None) -> Tensor:
-    if operation.name == "addmm":
-        return operation.args[2].T
-    if operation.name == "mm":
-        return operation.args[1].T
-    if operation.name == "convolution":
-        _, weight, bias, *_ = operation.args
-        if norm is None:
-            return weight
-        _, scale, shift, mean, variance, _, _, epsilon = norm.args
-        # The library's function makes parameters, which would go on needing gradients.
-        fused = nn.utils.fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
-        return fused[0].detach()
+    if is_weighted(operation):
+        return merged(operation, norm)[0]
     leaves = [x.expand_as(operation.output).clone().requires_grad_() for x in operation.inputs]
     with torch.enable_grad():
         factors = torch.autograd.grad(operation(*leaves).sum(), leaves)
