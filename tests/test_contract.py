@@ -603,7 +603,9 @@ def test_no_call_is_larger_than_the_batch_size(name: str, batch_size: int) -> No
     options = few_passes(entry) | prepared(name, model, batch(4, seed=7))
     model.largest = 0
     result = entry(model, images, **options, batch_size=batch_size)
-    assert model.largest == batch_size
+    # Steps that follow one another share no call.
+    alone = name == "extremal_perturbation"
+    assert model.largest == (min(batch_size, len(images)) if alone else batch_size)
     torch.testing.assert_close(result, entry(model, images, **options))
 
 

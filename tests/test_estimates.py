@@ -19,6 +19,7 @@ PICTURES: dict[str, Any] = {"model": make("Residual"), "images": batch(), "sampl
 CALLS: dict[str, dict[str, Any]] = {
     "smoothgrad": PICTURES,
     "prediction_difference": PICTURES | {"window": 4, "stride": 4, "background": batch(2, seed=7)},
+    "rise": PICTURES,
     "lime_image": PICTURES | {"segments": SEGMENTS},
     "lime_text": {"predict": lambda texts: np.array([[len(t)] for t in texts]), "text": "A test"},
     "lime_tabular": {"predict": lambda rows: rows**2, "row": np.ones(3), "data": np.eye(3)},

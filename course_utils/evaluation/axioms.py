@@ -20,6 +20,8 @@ __all__ = ["AXIOMS", "Counterexample", "Network", "Verdict", "axioms"]
 Explain = Callable[["Network", Tensor], Tensor]  # the relevance of each pixel (P,)
 SUBSCRIPTS = "₁₂₃"
 FACTORS = (1, 1.5, 2)  # between a network's inputs
+# Enough for a method that draws; RISE changes all pixels at once, and one does little beside that.
+SAMPLES, MORE = 400, {"rise": 20_000}
 
 
 class Counterexample(NamedTuple):
@@ -155,10 +157,11 @@ def _explain(method: Callable, options: dict[str, Any], network: Network, image:
     """The relevance of each pixel (P,)."""
     pixels = image.shape[3]
     zeros = torch.zeros_like(image)
+    samples = MORE.get(getattr(method, "name", ""), SAMPLES)
     suitable: dict[str, Any] = {
         "baseline": 0.0, "background": zeros,
         "window": 1, "stride": 1, "segments": torch.arange(pixels)[None], "min_pixels": 1,
-        "samples": 400, "steps": 100, "batch_size": 400,
+        "samples": samples, "steps": 100, "batch_size": samples,
     }  # fmt: skip
     given = known_options(method, **suitable)
     if "baseline" in given or "baseline" in options:
@@ -275,6 +278,8 @@ def _completeness() -> Iterator[partial]:
     yield partial(case, _minimum(), _image([2, 1]))
     channels = Network("x₁ + y₁", [_linear([1, 0, 1, 0], channels=2)], [1])
     yield partial(case, channels, _image([2, 0], [1, 0]))
+    every = Network("relu(x₁ + x₂ + x₃ − 2)", [_units([[1, 1, 1]], [-2])], [1])
+    yield partial(case, every, _image([1, 1, 1]))  # each pair alone reaches nothing
 
 
 def _sensitivity() -> Iterator[partial]:

@@ -1,6 +1,8 @@
 """Attributions made by changing the image and measuring how the class's logit changes.
 
-They use the model's outputs alone: any function of images can be explained, without gradients.
+They use the model's outputs alone: any function of images can be explained, without gradients. Only
+`extremal_perturbation`, which searches for one change, asks for the slope; it and `rise` stand in
+`masks`.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,17 @@ from course_utils.contract import (
     value_of,
     with_score,
 )
+from course_utils.methods.masks import extremal_perturbation, rise, rise_estimate
 from course_utils.progress import in_batches
+
+__all__ = [
+    "extremal_perturbation",
+    "occlusion",
+    "prediction_difference",
+    "prediction_difference_estimate",
+    "rise",
+    "rise_estimate",
+]
 
 
 def occlusion(
