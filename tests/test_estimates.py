@@ -18,6 +18,7 @@ SEGMENTS = torch.arange(64).view(8, 8) // 16
 PICTURES: dict[str, Any] = {"model": make("Residual"), "images": batch(), "samples": 10}
 CALLS: dict[str, dict[str, Any]] = {
     "smoothgrad": PICTURES,
+    "expected_gradients": PICTURES | {"background": batch(2, seed=7)},
     "prediction_difference": PICTURES | {"window": 4, "stride": 4, "background": batch(2, seed=7)},
     "rise": PICTURES,
     "lime_image": PICTURES | {"segments": SEGMENTS},
