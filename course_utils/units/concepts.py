@@ -1,18 +1,37 @@
-"""Concepts that units answer to: what a scene shows, and how well a unit tells it."""
+"""Concepts that units and layers answer to: how well a unit tells them, and where to look further.
+
+What a scene shows is in `labels`, dissection in `dissection`, concept vectors in `vectors`; their
+main functions are here, too.
+"""
 
 from collections.abc import Sequence
-from colorsys import rgb_to_hsv
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
 
 from course_utils.contract import check_count, check_whole
 from course_utils.networks import Classifier
+from course_utils.units.dissection import dissect
 from course_utils.units.features import responses
-from course_utils.worlds.scenes import LOOKS, Scenes, SceneSpec
+from course_utils.units.labels import color_name, concept_masks, in_scene
+from course_utils.units.vectors import activations, class_slopes, concept_vector, tcav
+from course_utils.worlds.scenes import Scenes, SceneSpec
+
+__all__ = [
+    "ConceptScores",
+    "activations",
+    "auroc",
+    "class_slopes",
+    "color_name",
+    "concept_masks",
+    "concept_scores",
+    "concept_vector",
+    "dissect",
+    "in_scene",
+    "score_concepts",
+    "tcav",
+]
 
 
 class ConceptScores(NamedTuple):
@@ -72,55 +91,6 @@ def score_concepts(responses: NDArray[Any], specs: Sequence[SceneSpec]) -> Conce
     columns = [auroc(responses, np.array([name in have for have in known])) for name in names]
     scores, low, high = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
     return ConceptScores(names, scores, low, high)
-
-
-@cache
-def in_scene(spec: SceneSpec) -> frozenset[str]:
-    """What a scene shows: "class zebra", "shape horse", "texture stripes", "colour white" …
-
-    It counts wherever it is: on the object, on its smaller companion, and a texture also on the
-    furniture. The colours are those of object and companion; "place savanna" is the background.
-    """
-    things = [(spec.label, spec.shape, spec.texture, spec.color, spec.accent)]
-    if "texture" in spec.removed or not spec.contrast:
-        things = [(spec.label, spec.shape, "plain", spec.color, spec.accent)]
-    if "object" in spec.removed:
-        things = []
-    if spec.has("companion"):
-        look = LOOKS[spec.companion]
-        things.append((spec.companion, look.shape, look.texture, look.color, look.accent))
-    found = set()
-    for label, shape, texture, color, accent in things:
-        colors = {color} if texture == "plain" else {color, accent}
-        found |= {f"class {label}", f"shape {shape}", f"texture {texture}"}
-        found |= {f"colour {color_name(color)}" for color in colors}
-    if spec.has("clutter"):
-        found.add(f"texture {spec.clutter_texture}")
-    if "background" not in spec.removed:
-        found.add(f"place {spec.background}")
-    return frozenset(found)
-
-
-HUES = {
-    15: "red",
-    36: "orange",
-    70: "yellow",
-    165: "green",
-    255: "blue",
-    320: "purple",
-    345: "pink",
-}
-
-
-def color_name(color: str) -> str:
-    """The everyday name of a colour "#rrggbb": "red", "brown", "white" …"""
-    hue, saturation, value = rgb_to_hsv(*(c / 255 for c in ImageColor.getrgb(color)[:3]))
-    if value < 0.33:
-        return "black"
-    if saturation < 0.2 or (saturation < 0.35 and value > 0.9):
-        return "white" if value > 0.75 else "grey"
-    name = next((name for end, name in HUES.items() if hue * 360 < end), "red")
-    return "brown" if name in ("orange", "yellow") and value < 0.65 else name
 
 
 def auroc(

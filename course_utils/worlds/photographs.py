@@ -68,10 +68,10 @@ class Photograph(NamedTuple):
 
     def seen_by(self, classifier: Classifier) -> dict[str, Mask]:
         """The masks of its things in the square that the model gets, (size, size) each."""
-        return {thing: _as_prepared(mask, classifier) for thing, mask in self.masks.items()}
+        return {thing: as_prepared(mask, classifier) for thing, mask in self.masks.items()}
 
 
-def _as_prepared(mask: Mask, classifier: Classifier) -> Mask:
+def as_prepared(mask: Mask, classifier: Classifier) -> Mask:
     """The mask, resized and cut as the photograph is: True where most of a pixel belongs to it."""
     grey = np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2)
     tensor = images.to_tensor(grey, classifier.size, resize=classifier.resize)
