@@ -32,6 +32,7 @@ Simple = tuple[Panel, list[tuple[int, int]]]
 PANELS = [name for name in panels.__all__ if name not in ("Canvas", "Panel")]
 # Words with which a panel opens on the course's own model.
 OPENING = {
+    "cam_family": "at the last maps for “football”, 8 × 8 places: Grad-CAM",
     "cascading_randomization": "of “zebra” with 3 of 21 layers randomised",
     "deletion_insertion": "deletion by integrated_gradients for “zebra”",
     "grad_cam": "Grad-CAM of “zebra” at the last maps for “zebra”, 8 × 8 places",

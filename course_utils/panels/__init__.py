@@ -12,6 +12,7 @@ MODULES = {
     "Canvas": "canvas",
     "Panel": "panel",
     "activation_maximization": "maximization",
+    "cam_family": "cams",
     "cascading_randomization": "judges",
     "convolution": "crash_course",
     "deletion_insertion": "judges",
