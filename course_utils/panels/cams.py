@@ -78,14 +78,14 @@ def cam_family(model: Any = None, image: Any = None) -> Panel:
 
     def draw(picture: str, method: str, layer: str, class_: str) -> Iterator[Canvas]:
         seen, entry = look(picture, class_), METHODS[method]
-        given = classifier.model, seen.x, seen.target
+        network, x, target = classifier.model, seen.x, seen.target
         at: Any = {"layer": None if layer == LAST else layer, "upsample": False}
-        usual = cam.grad_cam(*given, **at)
+        usual = cam.grad_cam(network, x, target, **at)
 
         def made(options: Mapping[str, Any]) -> tuple[Mapping[str, Any], Tensor]:
-            return options, entry(*given, **at, **options)
+            return options, entry(network, x, target, **at, **options)
 
-        coarse = [entry.sketch(*given, {})] if entry.sketch else []
+        coarse = [entry.sketch(network, x, target, {})] if entry.sketch else []
         makers = [partial(made, options) for options in (*coarse, entry.quick)]
         for options, map_ in coarse_to_fine(kept, (picture, method, layer, class_), *makers):
             told = "".join(f", at most {value} {name}" for name, value in options.items())
