@@ -39,7 +39,7 @@ def test_every_control_changes_the_picture(panel: Panel) -> None:
     opening, words, shown = panel.values, panel.words, panel.picture.value
     others = {
         "picture": "zebra",
-        "method": "eigen_cam",
+        "method": "layer_cam",
         "layer": "layer2.1",
         "class_": "umbrella",
     }

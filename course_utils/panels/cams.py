@@ -70,7 +70,7 @@ def cam_family(model: Any = None, image: Any = None) -> Panel:
     first = [*pictures][0 if image is not None else 1]  # of scenes that with two objects
     controls: dict[str, Any] = {
         "picture": choice("picture", [*pictures], first),
-        "method": choice("method", FAMILY, "layer_cam"),
+        "method": choice("method", FAMILY, "eigen_cam"),
         "layer": choice("layer", layers_for_cam(classifier.model), LAST),
         "class_": class_choice(classifier),
     }
