@@ -330,7 +330,7 @@ def _shown(model: nn.Module, images: Tensor, method: str, classes: Target) -> Te
 
 
 def _softened(
-    model: nn.Module, images: Tensor, method: str, classes: Target, beta: float
+    model: nn.Module, images: Tensor, method: str, classes: Tensor, beta: float
 ) -> Tensor:
     """The softened network's maps, with a gradient; ValueError where they cannot be moved."""
     with Softened(beta):
