@@ -161,7 +161,7 @@ def _explain(method: Callable, options: dict[str, Any], network: Network, image:
     suitable: dict[str, Any] = {
         "baseline": 0.0, "background": zeros,
         "window": 1, "stride": 1, "segments": torch.arange(pixels)[None], "min_pixels": 1,
-        "samples": samples, "steps": 100, "batch_size": samples,
+        "samples": samples, "steps": 100, "batch_size": samples, "max_distance": 1.0,
     }  # fmt: skip
     given = known_options(method, **suitable)
     if "baseline" in given or "baseline" in options:
