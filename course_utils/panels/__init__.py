@@ -21,6 +21,7 @@ MODULES = {
     "gradient": "gradients",
     "integrated_gradients": "paths",
     "lime": "surrogates",
+    "lrp": "relevance",
     "microscope": "maximization",
     "neighbourhood": "surrogates",
     "occlusion": "perturbation",
