@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_composite_sets_the_rules_and_a_rule_makes_a_table_of_its_own() -> None:
-    panel = panels.lrp(small_classifier())
+    panel = panels.lrp_composites(small_classifier())
     places = [*relevance.Composite._fields]
     for name, composite in COMPOSITES.items():
         panel.controls["composite"].value = name
@@ -41,7 +41,7 @@ def test_the_map_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         return made[-1]
 
     monkeypatch.setattr(module, "relevance_of", noted)
-    panel = panels.lrp(classifier)
+    panel = panels.lrp_composites(classifier)
     panel.update(first="flat", lower="z⁺", middle="z⁺", upper="γ", dense="ε", gamma=0.5)
     x = classifier.to_input(pixels_of(module.SCENES["zebra"]))
     gamma, plus = partial(relevance.gamma, gamma=0.5), relevance.z_plus

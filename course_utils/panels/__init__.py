@@ -21,7 +21,7 @@ MODULES = {
     "gradient": "gradients",
     "integrated_gradients": "paths",
     "lime": "surrogates",
-    "lrp": "relevance",
+    "lrp_composites": "relevance",
     "microscope": "maximization",
     "neighbourhood": "surrogates",
     "occlusion": "perturbation",

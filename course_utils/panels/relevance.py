@@ -50,7 +50,7 @@ class Relevance(NamedTuple):
         return summed_up, f"{against:.0%} of |map| is negative"
 
 
-def lrp(model: Any = None, image: Any = None) -> Panel:
+def lrp_composites(model: Any = None, image: Any = None) -> Panel:
     """LRP by any table of rules, beside LRP-ε: choose a composite, then change a place in it.
 
     The rule of the first layer, of the lower, middle and upper convolutions, and of linear layers.
@@ -89,7 +89,7 @@ def lrp(model: Any = None, image: Any = None) -> Panel:
         yield _lrp_canvas(seen, composite, table, plain, ruled)
 
     changed = dict.fromkeys(places, lambda name: {"composite": OWN})
-    return Panel("lrp", controls, draw, linked={"composite": rules_of, **changed})
+    return Panel("lrp composites", controls, draw, linked={"composite": rules_of, **changed})
 
 
 def relevance_of(classifier: Classifier, seen: Seen, composite: Composite) -> Relevance:
