@@ -430,6 +430,24 @@ def harmless(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.references
+@pytest.mark.parametrize("name", ["epsilon-plus-flat", "epsilon-gamma-box"])
+def test_zennits_merged_batch_norm_divides_once_more(name: str) -> None:
+    """What it explains is then another network, with other logits."""
+    from zennit.canonizers import SequentialMergeBatchNorm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(6, eps=0.1)
+        norm.running_mean, norm.running_var = torch.randn(6), torch.rand(6) + 0.5
+        layers = (nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU())
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 5)).double().eval()
+    ours = lrp(model, IMAGES, 1, composite=name)
+    merge = SequentialMergeBatchNorm()
+    assert off(ours, zennit(copy.deepcopy(model), IMAGES, 1, name, [merge])) > 1e-3
+    assert off(ours, zennit(harmless(model), IMAGES, 1, name, [merge])) < 1e-9
+
+
 def resnets_canonizer() -> Any:
     """Zennit's for torchvision's ResNets, for the course's own, which has the same names."""
     from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm

@@ -277,6 +277,12 @@ def lrp_epsilon_plus_flat(model: nn.Module, images: Tensor, target: Target = Non
     Arguments, result and errors as `lrp`.
     Source: Kohlbrenner et al., Towards Best Practice in Explaining Neural Network Decisions with
     LRP, 2020.
+
+    >>> conv = nn.Conv2d(1, 1, (1, 2), bias=False)
+    >>> conv.weight.data = torch.tensor([[[[2.0, -1.0]]]])
+    >>> model, x = nn.Sequential(conv, nn.Flatten()), torch.tensor([[[[3.0, 2.0]]]])
+    >>> propagation.lrp_epsilon_plus_flat(model, x)  # 4, in equal shares
+    tensor([[[[2.0000, 2.0000]]]])
     """
     return lrp(model, images, target, composite="epsilon-plus-flat")
 
@@ -301,6 +307,12 @@ def lrp_epsilon_gamma_box(
     to the images, such as `Classifier.black(images)` and `Classifier.white(images)`; None: the
     smallest box that holds 0 and the image's own values, channel by channel.
     Source: Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
+
+    >>> conv = nn.Conv2d(1, 1, (1, 2), bias=False)
+    >>> conv.weight.data = torch.tensor([[[[2.0, -1.0]]]])
+    >>> model, x = nn.Sequential(conv, nn.Flatten()), torch.tensor([[[[3.0, 2.0]]]])
+    >>> propagation.lrp_epsilon_gamma_box(model, x, low=0, high=4)  # 4, as 6 to −2 + 4
+    tensor([[[[3.0000, 1.0000]]]])
     """
     check(model, images, target)
     check_number("gamma", gamma)

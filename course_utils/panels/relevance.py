@@ -102,14 +102,14 @@ def _lrp_canvas(
     seen: Seen, composite: str, table: dict[str, str], plain: Relevance, ruled: Relevance | None
 ) -> Canvas:
     """ruled: None where its map is still to come."""
-    canvas, side = Canvas(860, 368), 250
+    canvas, side = Canvas(880, 368), 250
     canvas.figure(0, 0, side, seen.pixels, "the picture", f"for “{seen.name}”", smooth=True)
-    canvas.figure(290, 0, side, colored(plain.map_), "LRP-ε everywhere", "red: for, blue: against")
+    canvas.figure(305, 0, side, colored(plain.map_), "LRP-ε everywhere", "red: for, blue: against")
     picture = None if ruled is None else colored(ruled.map_)
     rules = " · ".join(table.values())
-    canvas.figure(580, 0, side, picture, composite, f"from the first layer up: {rules}")
+    canvas.figure(610, 0, side, picture, composite, f"from the first layer up: {rules}")
     said = []
-    for left, one in ((290, plain), (580, ruled)):
+    for left, one in ((305, plain), (610, ruled)):
         lines = ("its map is coming",) if one is None else (*one.told, seen.inside(one.map_))
         if one is not None:
             canvas.lines(left, 304, lines, bold=(0,))
