@@ -63,9 +63,12 @@ def _shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Panels that show many scenes, or prepare methods with them, draw few."""
-    from course_utils.panels import examples, explainer, maximization
+    from course_utils.panels import dictionaries, examples, explainer, maximization
 
     monkeypatch.setattr(maximization, "SCENES", 16)
+    for name, few in (("SCENES", 16), ("CROPS", 2), ("STEPS", 20)):
+        monkeypatch.setattr(dictionaries, name, few)
+    dictionaries._shown.cache_clear()
     monkeypatch.setattr(explainer, "BACKGROUND", 6)
     monkeypatch.setattr(examples, "CROPS", 4)
     for made in examples.SETS.values():
@@ -74,6 +77,7 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     examples._drawn.cache_clear()
     yield
     examples._drawn.cache_clear()
+    dictionaries._shown.cache_clear()
 
 
 @pytest.fixture(scope="module")  # Playwright's event loop would run in all tests that come after

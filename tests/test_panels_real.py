@@ -109,6 +109,7 @@ def test_a_move_on_scenes_waits_for_few_passes(
 MOVES: dict[str, tuple[str, Any]] = {
     "activation_maximization": ("unit", 6),
     "convolution": ("position", 3),
+    "dictionary": ("feature", 1),
     "microscope": ("unit", 1),
     "preprocessing": ("photo", "camera"),
     "prototypes": ("unit", 1),

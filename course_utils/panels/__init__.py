@@ -16,6 +16,7 @@ MODULES = {
     "cascading_randomization": "judges",
     "convolution": "crash_course",
     "deletion_insertion": "judges",
+    "dictionary": "dictionaries",
     "feature_maps": "maps",
     "grad_cam": "cams",
     "gradient": "gradients",

@@ -206,7 +206,7 @@ def _microscope_canvas(
     best = decimal(float(units.best[unit, 0]))
     canvas.text(0, 282, f"synthesised: {score}", bold=True)
     canvas.text(0, 300, f"the best scene: {best}", color=MUTED)
-    _through(canvas, 0, 336, pixels, maps[unit])
+    through(canvas, 0, 336, pixels, maps[unit])
     _top_scenes(canvas, 262, atlas, units, unit, shown)
     told = units.concepts.of(unit, CONCEPTS)
     draw_concepts(canvas, 712, 0, told)
@@ -219,7 +219,7 @@ def _microscope_canvas(
     return canvas
 
 
-def _through(canvas: Canvas, x: float, y: float, picture: Pixels, values: Tensor) -> None:
+def through(canvas: Canvas, x: float, y: float, picture: Pixels, values: Tensor) -> None:
     """A picture, and over it the map of a unit; of an output, its number."""
     if values.ndim == 0:
         below = f"the output is {decimal(values.item())}"
