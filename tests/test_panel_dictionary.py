@@ -25,8 +25,9 @@ def classifier(few_scenes: None) -> Classifier:
 def test_features_of_the_units_are_the_units(classifier: Classifier) -> None:
     shelf = Shelf(classifier)
     layer = next(iter(shelf.maps))
-    inputs = torch.stack([*classifier.inputs(shelf.pictures)])
-    maps = features.feature_maps(classifier.model, inputs, [layer])[layer]
+    inputs = classifier.inputs(shelf.pictures)
+    images = torch.stack([inputs[index] for index in range(len(inputs))])
+    maps = features.feature_maps(classifier.model, images, [layer])[layer]
     torch.testing.assert_close(shelf.learned(layer, AXES).maps, maps.relu())
     assert shelf.size(layer, AXES) == maps.shape[1]
 

@@ -16,7 +16,7 @@ from course_utils.panels.maximization import through
 from course_utils.panels.panel import Panel, choice, slider
 from course_utils.panels.pictures import classifier_of, knows_scenes, pixels_of, typical
 from course_utils.plotting import BLUE, FAINT, MUTED, ORANGE
-from course_utils.units import dictionaries, features, microscope
+from course_utils.units import dictionaries, features, maximize, microscope
 from course_utils.units.concepts import ConceptScores, score_concepts
 from course_utils.units.dictionaries import Dictionary
 from course_utils.worlds import photographs
@@ -91,7 +91,7 @@ class Shelf:
     def _synthesised(self, layer: str, kind: str, feature: int) -> Pixels:
         """The picture that raises a layer's activations most along an atom."""
         atom = self.learned(layer, kind).dictionary.atoms[feature]
-        ascent = microscope.activation_maximization(self.classifier, layer, atom)
+        ascent = maximize.activation_maximization(self.classifier, layer, atom)
         return self.classifier.to_image(ascent.images)
 
 
