@@ -25,7 +25,7 @@ from course_utils.worlds.scenes import Scenes
 Pixels = NDArray[np.uint8]
 
 SCENES = 160  # on which a dictionary is learned and shown
-CROPS = 12  # of each photograph, for a model that reads no scenes
+CROPS = 8  # of each photograph, for a model that reads no scenes
 PLACES = 256  # a layer with larger maps sees edges and colours: no dictionary is made of it
 PARTS, MORE = 24, 96  # features of a factorisation, and of an autoencoder
 STEPS = 300  # of the autoencoder
