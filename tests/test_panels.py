@@ -41,6 +41,7 @@ OPENING = {
     "lime": "tiger",
     "neighbourhood": "boundary",
     "photo": "chelsea",
+    "rise": "RISE of “zebra”, kept − hidden, by 200 masks, p = 0.5",
     "shapley": "ladybird",
     "side_by_side": "Maps of “zebra”",
     "smoothgrad": "toadstool",

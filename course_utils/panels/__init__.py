@@ -29,6 +29,7 @@ MODULES = {
     "photo": "upload",
     "preprocessing": "crash_course",
     "prototypes": "examples",
+    "rise": "perturbation",
     "scene_editor": "editor",
     "shapley": "coalitions",
     "side_by_side": "judges",
