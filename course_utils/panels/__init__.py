@@ -17,6 +17,7 @@ MODULES = {
     "convolution": "crash_course",
     "deletion_insertion": "judges",
     "dictionary": "dictionaries",
+    "dissection": "concepts",
     "feature_maps": "maps",
     "grad_cam": "cams",
     "gradient": "gradients",

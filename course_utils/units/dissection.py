@@ -177,7 +177,8 @@ def _maps(
                 f"layer: maps (N, C, h, w) are needed, but {layer!r} gives {tuple(maps.shape)}; "
                 "choose a convolutional layer"
             )
-        yield from zip(batch.cpu(), maps.cpu(), strict=True)
+        exact = torch.promote_types(maps.dtype, torch.float32)  # half numbers are too coarse
+        yield from zip(batch.cpu(), maps.cpu().to(exact), strict=True)
 
 
 def _thresholds(
