@@ -63,7 +63,14 @@ def _shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Panels that show many scenes, or prepare methods with them, draw few."""
-    from course_utils.panels import concepts, dictionaries, examples, explainer, maximization
+    from course_utils.panels import (
+        concepts,
+        dictionaries,
+        examples,
+        explainer,
+        maximization,
+        studies,
+    )
 
     monkeypatch.setattr(maximization, "SCENES", 16)
     for name, few in (("SCENES", 16), ("CROPS", 2), ("STEPS", 20)):
@@ -71,6 +78,7 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dictionaries._shown.cache_clear()
     monkeypatch.setattr(explainer, "BACKGROUND", 6)
     monkeypatch.setattr(concepts, "SCENES", 16)
+    monkeypatch.setattr(studies, "POOL", 12)
     monkeypatch.setattr(examples, "CROPS", 4)
     for made in examples.SETS.values():
         monkeypatch.setattr(made, "length", 32)

@@ -114,6 +114,7 @@ MOVES: dict[str, tuple[str, Any]] = {
     "preprocessing": ("photo", "camera"),
     "prototypes": ("unit", 1),
     "side_by_side": ("first", "occlusion"),
+    "simulatability": ("page", 4),
 }
 REAL = [name for name in PANELS if name not in {*MODELLESS, "scene_editor"}]  # of photographs
 FIRST = 30  # forward passes that a first picture may wait for: 0.3 s on two cores

@@ -34,6 +34,7 @@ MODULES = {
     "scene_editor": "editor",
     "shapley": "coalitions",
     "side_by_side": "judges",
+    "simulatability": "studies",
     "smoothgrad": "paths",
     "xrai": "paths",
 }
