@@ -301,7 +301,7 @@ def test_a_scene_whose_map_moves_and_whose_answer_stays(method: str) -> None:
     classifier, world = load("scenes"), Scenes(3, seed=1234)
     images = torch.stack([*map(classifier.inputs(world).__getitem__, range(3))])
     black, white = classifier.black(images), classifier.white(images)
-    fooled = fool_map(classifier.model, images, method, black=black, white=white, steps=60)
+    fooled = fool_map(classifier.model, images, method, black=black, white=white, steps=40)
     assert (fooled.probability <= 0.01).all()
     assert (fooled.levels <= 4).all()
     assert (fooled.correlation < 0.2).all()
@@ -315,10 +315,12 @@ def test_a_scene_whose_map_moves_and_whose_answer_stays(method: str) -> None:
 @pytest.mark.slow
 def test_a_photograph_whose_map_moves_and_whose_answer_stays() -> None:
     classifier = load("efficientnet_lite0")
-    square = classifier.to_image(classifier.to_input(photographs.load("chelsea").image))
+    square = classifier.to_image(classifier.to_input(photographs.load("coffee").image))
     image = classifier.to_input(square, crop=False)
     black, white = classifier.black(image), classifier.white(image)
-    fooled = fool_map(classifier.model, image, black=black, white=white, steps=30)
+    fooled = fool_map(
+        classifier.model, image, black=black, white=white, epsilon=6, steps=16, keep=0.1
+    )
     assert fooled.probability.item() <= 0.01
-    assert fooled.levels.item() <= 4
+    assert fooled.levels.item() <= 6
     assert fooled.correlation.item() < 0.2

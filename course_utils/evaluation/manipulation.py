@@ -6,7 +6,7 @@ have any slopes off the images that it is trained on.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +31,12 @@ from course_utils.contract import (
     predict_target,
     score_target,
 )
-from course_utils.layers import find
 from course_utils.methods import METHODS
 from course_utils.methods.head import Head, functions, last_maps
 from course_utils.progress import counted
 
-# (model, images that carry a gradient, class of each) → maps that carry it on
-DifferentiableMap = Callable[[nn.Module, Tensor, Tensor], Tensor]
+# (model, images that carry a gradient, target) → maps that carry it on
+DifferentiableMap = Callable[[nn.Module, Tensor, Target], Tensor]
 
 RELUS, CUT_OFF = functions("relu"), functions("relu6", "hardtanh")
 
@@ -179,7 +178,8 @@ def map_correlation(
             f"others must be {tuple(images.shape)}, as the images, but are {tuple(others.shape)}"
         )
     check_choice("method", method, METHODS)
-    classes = predict_target(model, images, target, len(images))
+    with explaining(model):
+        classes = predict_target(model, images, target, len(images))
     maps = [METHODS[method](model, each, classes, **options) for each in (images, others)]
     return correlation(*(as_shown(method, each) for each in maps))
 
@@ -208,7 +208,7 @@ def fool_map(
     steps: int = 100,
     tolerance: float = 0.01,
     beta: float = 10.0,
-    keep: float = 0.1,
+    keep: float = 0.03,
     generator: torch.Generator | None = None,
 ) -> Fooled:
     """Change images by what no eye sees, so that a method's map moves and the answer stays:
@@ -256,7 +256,7 @@ def fool_map(
             return keep * _moved(_logits(model, x), logits, tolerance) - correlation(maps, goal)
 
         best, height = images, correlation(before, goal)
-        for new in _descent(loss, images, room, steps, epsilon / 10, generator):
+        for new in _descent(loss, images, room, steps, epsilon / 5, generator):
             found = correlation(_shown(model, new, method, classes), goal)
             shift = _largest(_logits(model, new).softmax(1) - logits.softmax(1))
             better = (found > height) & (shift <= tolerance)
@@ -299,14 +299,19 @@ def _descent(
     lr: float,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """The images after each of Adam's steps down a loss (N,), rounded to whole grey levels."""
+    """The images after each of Adam's steps down a loss (N,), rounded to whole grey levels.
+
+    In the last third the steps become shorter, so that they can keep an answer to the third digit.
+    """
     seed = torch.randint(2**62, (1,), generator=generator).tolist()
     start = (2 * drawn_again(torch.rand, seed, images) - 1).expand_as(images)
     change = start.clamp(room.lowest, room.highest).requires_grad_()
     optimizer = torch.optim.Adam([change], lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1, 3 - 3 * k / steps))
     for _ in counted(range(steps), "step"):
         (change.grad,) = torch.autograd.grad(loss(images + room.grey * change).sum(), change)
         optimizer.step()
+        schedule.step()
         with torch.no_grad():
             change.copy_(change.clamp(room.lowest, room.highest))
             new = images + room.grey * change.round()
@@ -370,7 +375,6 @@ def lying_copy(
     batch_size: int = 32,
     lr: float = 1e-3,
     keep: float = 0.1,
-    layers: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """A copy of a network, trained on until its maps point elsewhere and its answers are the same:
@@ -378,12 +382,12 @@ def lying_copy(
         min over θ of  mean over x of  1 − ρ(M_θ(x), where) + keep · mean_k (f_θ,k(x) − f_k(x))²
 
     M is the map of each image's class as a figure shows it, ρ the correlation. The copy learns f
-    from the network itself, so no labels are needed; BatchNorm's statistics stay.
+    from the network itself, so no labels are needed; BatchNorm's statistics stay. To train the last
+    layers alone, which is quicker, give these as the model, and as images what enters them.
 
     images: (N, C, H, W), in model space, of the kind that the network sees; random batches of them
     are used. where: the map that all images shall get, (H, W). method: one of DIFFERENTIABLE.
-    keep: how much a logit's change counts. lr: of Adam. layers: those that learn, by their names in
-    `model.named_modules()`; None means all. Where the first ones stay, a step costs less.
+    keep: how much a logit's change counts. lr: of Adam.
     generator: chooses the batches; None for one of seed 0. The model itself is left as it was; its
     copy comes frozen and in eval mode.
 
@@ -400,17 +404,12 @@ def lying_copy(
         check_number(name, number)
     generator = check_generator(generator)
     lying = copy.deepcopy(model)
-    learning = [lying] if layers is None else [find(lying, name) for name in layers]
-    parameters = [parameter for layer in learning for parameter in layer.parameters()]
-    if not parameters:
-        raise ValueError("layers: none of them has parameters, so nothing can learn")
 
     with explaining(model), explaining(lying):
         with torch.no_grad():
             answers = batched_logits(model, images, batch_size)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        optimizer = torch.optim.Adam(parameters, lr=lr)
+        lying.requires_grad_(True)
+        optimizer = torch.optim.Adam(lying.parameters(), lr=lr)
         for _ in counted(range(steps), "step"):
             rows = torch.randint(len(images), (batch_size,), generator=generator)
             x, logits = images[rows].requires_grad_(), answers[rows]
