@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
     *("contract", "images", "layers", "models", "networks", "progress", "training"),
     *("methods.backward", "methods.cam", "methods.gradients", "methods.lime", "methods.operations"),
-    *("methods.perturbation", "methods.propagation", "methods.regions", "methods.shapley"),
+    *("methods.perturbation", "methods.propagation", "methods.regions", "methods.relevance"),
+    "methods.shapley",
     *("evaluation.axioms", "evaluation.metrics", "evaluation.sanity", "evaluation.truth"),
 )
 SWAPS: dict[type, type] = {
