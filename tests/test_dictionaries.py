@@ -262,8 +262,8 @@ def test_a_dictionary_changes_nothing_and_depends_on_no_other_image(kind: Any) -
     assert (features >= 0).all()
     torch.testing.assert_close(found.encode(maps[2:3]), features[2:3])
     assert decode(found, features).shape == maps.shape
-    half = found.encode(maps.detach().half())
-    assert half.dtype == torch.float16
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert found.encode(maps.detach().to(dtype)).dtype == dtype
     with pytest.raises(ValueError, match="channels"):
         found.encode(torch.rand(1, 7, 3, 3))
 

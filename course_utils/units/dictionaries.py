@@ -33,7 +33,7 @@ class Dictionary(NamedTuple):
     atoms: Tensor  # (F, C), each of length 1
     offset: Tensor  # (C,) what is there without any feature
     encode: Callable[[Tensor], Tensor]  # maps (N, C, H, W) → features (N, F, H, W), none negative
-    explained: float  # share of the maps' variance, over all positions
+    explained: float  # share of the maps' variance, over all positions; NaN where there is none
     active: float  # features above 0 at a position, on average
     dead: int  # features that are 0 at every position
 
@@ -96,7 +96,7 @@ def nmf(
 
     def encode(maps: Tensor) -> Tensor:
         _check_not_negative(maps)
-        return _as_maps(_nonnegative(_rows(maps, atoms.shape[1]), atoms), maps)
+        return _as_maps(_nonnegative(_rows(maps, atoms.shape[1]).to(atoms), atoms), maps)
 
     return _measured(Dictionary(atoms, torch.zeros_like(atoms[0]), encode, 0, 0, 0), maps)
 
@@ -155,7 +155,7 @@ def sparse_autoencoder(
     w, b, c, atoms = w.detach(), b.detach(), c.detach(), F.normalize(d.detach(), dim=1)
 
     def encode(maps: Tensor) -> Tensor:
-        found = _strongest(_rows(maps, len(b)) / scale, w, b, c, active)
+        found = _strongest(_rows(maps, len(b)).to(b) / scale, w, b, c, active)
         return _as_maps(found * scale, maps)
 
     return _measured(Dictionary(atoms, b * scale, encode, 0, 0, 0), maps)
@@ -198,7 +198,9 @@ def examples(
     zero = torch.zeros_like(atoms[:, 0])
 
     def encode(maps: Tensor) -> Tensor:
-        return _as_maps(_strongest(_rows(maps, len(mean)), atoms, mean, zero, active), maps)
+        return _as_maps(
+            _strongest(_rows(maps, len(mean)).to(mean), atoms, mean, zero, active), maps
+        )
 
     return _measured(Dictionary(atoms, mean, encode, 0, 0, 0), maps)
 
@@ -290,9 +292,9 @@ def _check_active(active: int, features: int) -> None:
 
 
 def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back: (N · H · W, F) as (N, F, H, W), in the type of the maps."""
+    """The way back: (N · H · W, F) as (N, F, H, W), in the type and on the device of the maps."""
     n, _, height, width = like.shape
-    return rows.unflatten(0, (n, height, width)).permute(0, 3, 1, 2).to(like.dtype)
+    return rows.unflatten(0, (n, height, width)).permute(0, 3, 1, 2).to(like)
 
 
 # What is known of scenes ---------------------------------------------------------------------
