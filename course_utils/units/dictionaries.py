@@ -374,10 +374,13 @@ def match(features: Tensor, masks: Tensor) -> Match:
         if not (there := shown.any(3).any(2).any(0)).all():
             never = int((~there).nonzero()[0])
             raise ValueError(f"masks: concept {never} is in no picture of one half")
-    known = _rows(masks.float())
+    known = _rows(masks.float()).to(rows)
     first, truth = rows[: half * cells], known[: half * cells]
-    thresholds = torch.quantile(first, torch.tensor(LEVELS).to(first), dim=0)  # (L, F)
-    ious = torch.stack([_iou((first > level).float(), truth) for level in thresholds])
+    # torch.quantile refuses more than 16 million numbers.
+    thresholds = torch.from_numpy(np.quantile(first.cpu().numpy(), LEVELS, axis=0)).to(first)
+    ious = torch.stack(
+        [_iou((first > level).to(first), truth) for level in thresholds]
+    )  # (L, F, K)
     best = ious.flatten(0, 1).argmax(0).cpu()  # (K,)
     level, feature = best // rows.shape[1], best % rows.shape[1]
     threshold = thresholds.cpu()[level, feature]
