@@ -188,8 +188,8 @@ def check_share(name: str, value: float) -> None:
 GAMES = ("preserve", "delete")
 SIGMA, REACH = 1.5, 2  # of a node's bump, in cells: its width, and how far it is computed
 TEMPERATURE = 0.05  # of the smooth maximum
-RATE, MOMENTUM = 0.1, 0.9  # of the ascent
-AREA_WEIGHT = 10.0  # of the area's loss at the end, where the score's largest slope has 1
+RATE, DECAYS = 0.05, (0.9, 0.99)  # of Adam
+AREA_WEIGHT = 10.0  # of the area's loss at the end; the score's largest slope at the start is 1
 
 
 def extremal_perturbation(
@@ -229,10 +229,11 @@ def extremal_perturbation(
     Returns (N, H, W), from 0 to 1: the share of a pixel that is kept, or hidden in "delete". It is
     no logit and has no sign: it says which pixels suffice together, not what each contributes.
 
-    The authors' program, TorchRay, takes f's slope as it is. Here it is divided by its largest
-    entry on m̄, so that f and 2 f have the same mask. It starts from m̄ = 1, where pixels tie and
-    sorting decides by their order, for the last rows; here m̄ starts from ½ and λ from 0. It
-    flips every second picture; here nothing is drawn.
+    The authors' program, TorchRay, takes 800 steps of momentum, with f's slope as it is. Here Adam
+    takes fewer, with f's slope in units of its largest entry on m̄ at the start, so that f and 2 f
+    have the same mask. It starts from m̄ = 1, where pixels tie and sorting decides by their order,
+    for the last rows; here m̄ starts from ½ and λ from 0. It flips every second picture; here
+    nothing is drawn. The search is local: other settings find other masks, nearly as good.
 
     Raises ValueError or TypeError naming the argument.
     Source: Fong, Patrick, Vedaldi, Understanding Deep Networks via Extremal Perturbations and
@@ -288,7 +289,7 @@ def _extremal(
     )
     ones = max(1, round(area * height * width))
     wanted = torch.arange(height * width, device=images.device) >= height * width - ones
-    velocity = torch.zeros_like(grid)
+    mean, square, unit = torch.zeros_like(grid), torch.zeros_like(grid), None
     for step in range(steps):
         grid.requires_grad_()
         mask = smooth_mask(grid, side, (height, width))
@@ -296,10 +297,13 @@ def _extremal(
         ordered = mask.flatten(1).sort(dim=1, stable=True).values
         # In cells, as the gain is one cell's.
         (excess,) = torch.autograd.grad(((ordered - wanted.to(grid)) ** 2).sum() / side**2, grid)
-        gain /= gain.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(grid.dtype).tiny)
-        ascent = gain - AREA_WEIGHT * step / steps * excess
-        velocity = MOMENTUM * velocity + (1 - MOMENTUM) * ascent
-        grid = (grid.detach() + RATE * velocity).clamp(0, 1)
+        if unit is None:
+            unit = gain.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(grid.dtype).tiny)
+        ascent = gain / unit - AREA_WEIGHT * step / steps * excess
+        mean, square = mean.lerp(ascent, 1 - DECAYS[0]), square.lerp(ascent**2, 1 - DECAYS[1])
+        way = mean / (1 - DECAYS[0] ** (step + 1))
+        way /= (square / (1 - DECAYS[1] ** (step + 1))).sqrt() + 1e-8
+        grid = (grid.detach() + RATE * way).clamp(0, 1)
     return smooth_mask(grid, side, (height, width)).to(images.dtype)
 
 
