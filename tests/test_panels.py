@@ -35,6 +35,7 @@ OPENING = {
     "cam_family": "at the last maps for “football”, 8 × 8 places: Grad-CAM",
     "cascading_randomization": "of “zebra” with 3 of 21 layers randomised",
     "deletion_insertion": "deletion by integrated_gradients for “zebra”",
+    "dissection": "in which unit 0 of layer4.1 is highest",
     "grad_cam": "Grad-CAM of “zebra” at the last maps for “zebra”, 8 × 8 places",
     "gradient": "gradient of the logit of “zebra”",
     "integrated_gradients": "toadstool",

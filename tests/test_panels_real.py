@@ -110,6 +110,7 @@ MOVES: dict[str, tuple[str, Any]] = {
     "activation_maximization": ("unit", 6),
     "convolution": ("position", 3),
     "dictionary": ("feature", 1),
+    "dissection": ("unit", 1),
     "microscope": ("unit", 1),
     "preprocessing": ("photo", "camera"),
     "prototypes": ("unit", 1),

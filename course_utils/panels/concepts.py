@@ -20,6 +20,7 @@ from course_utils.worlds import photographs, scenes
 
 SCENES = 64  # that are dissected
 SHOWN = 8
+START = {True: 0.005, False: 0.05}  # of few photographs a larger share, so that several are covered
 CONCEPTS = 9
 BEST = "the best one"
 NEAR = ((0, 2), (4, 2), (2, 0), (2, 4))  # two pixels up, down, left, right
@@ -60,7 +61,7 @@ def dissection(model: Any = None, image: Any = None) -> Panel:
     controls: dict[str, Any] = {
         "layer": choice("layer", names, names[-1]),
         "unit": slider("unit", 0, every[names[-1]].shape[1] - 1, 0),
-        "quantile": slider("top share", 0.002, 0.1, 0.005, 0.001),
+        "quantile": slider("top share", 0.002, 0.1, START[knows_scenes(classifier)], 0.001),
         "concept": choice("concept", [BEST, *concepts]),
     }
 
