@@ -37,6 +37,7 @@ MODULES = (
     *("methods.perturbation", "methods.propagation", "methods.regions", "methods.relevance"),
     "methods.shapley",
     *("evaluation.axioms", "evaluation.metrics", "evaluation.sanity", "evaluation.truth"),
+    *("evaluation.faithfulness", "evaluation.imputation", "evaluation.simulation"),
 )
 SWAPS: dict[type, type] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},

@@ -383,6 +383,8 @@ def test_target_none_is_the_argmax_and_functions_will_do(name: str) -> None:
         torch.testing.assert_close(found, of_class)
         contrast = value(MEASURES[name](model, images, attribution, lambda y: y[:, 2] - y[:, 1]))
         assert not torch.allclose(contrast, of_class)
+        pair = value(MEASURES[name](model, images, attribution, (2, 1)))
+        torch.testing.assert_close(pair, contrast)
 
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if "flipping" not in name])

@@ -276,6 +276,12 @@ def test_targets() -> None:
     of_class = value(road(model, images, attribution, 2))
     function = value(road(lambda x: model(x), images, attribution, lambda y: y[:, 2]))
     torch.testing.assert_close(function, of_class)
+    pair = value(road(model, images, attribution, (2, 1)))
+    contrast = value(road(model, images, attribution, lambda y: y[:, 2] - y[:, 1]))
+    torch.testing.assert_close(pair, contrast)
+    for two in ((2, 1), torch.tensor([[2, 1]] * 3)):
+        with pytest.raises(ValueError, match="^of is 'accuracy', which a single class has"):
+            road(model, images, attribution, two, of="accuracy")
     accuracy = road(model, images, attribution, of="accuracy")
     assert accuracy.morf.score[:, 0].tolist() == [1, 1, 1]  # of its own answer
     wrong = (answers + 1) % 5

@@ -82,8 +82,8 @@ def infidelity_estimate(
 
     model: images → logits (N, K), a module or any function. images: (N, C, H, W), in model space.
     attribution: as the images, or (N, H, W), which stands for each channel with `noise`.
-    target: a class, a LongTensor (N,), or None for each image's argmax; or a function of what the
-    model returns, as in `gradients.gradient`.
+    target: a class, a LongTensor (N,), two classes for the difference of their logits, or None for
+    each image's argmax; or a function of what the model returns, as in `gradients.gradient`.
     side: of the square, in pixels, which lies within the image; None for a quarter of the image's
     shorter side. noise: its standard deviation in model space. Give at most one of the two.
     samples: draws of I, the same for all images. An image costs samples + 1 forward passes.

@@ -359,9 +359,12 @@ def _curve(
 
 
 def check_class_score(of: str, target: Target) -> None:
-    """Refuse a probability or an accuracy of what is no class."""
+    """Refuse a probability or an accuracy of what is no class, and an accuracy of two."""
     if of != "logit" and callable(target):
         raise ValueError(f"of is {of!r}, which a class has; a target function makes its own")
+    pair = isinstance(target, tuple) or (isinstance(target, Tensor) and target.ndim == 2)
+    if of == "accuracy" and pair:
+        raise ValueError("of is 'accuracy', which a single class has; of two classes take 'logit'")
 
 
 def ranks(relevance: Tensor) -> Tensor:
