@@ -276,5 +276,6 @@ def _rate(name: str, rate: Rate) -> str:
 def _gain(gain: Gain) -> str:
     low, high = (f"{100 * end:+.0f}".replace("-", "−") for end in (gain.low, gain.high))
     points = f"{100 * gain.difference:+.0f}".replace("-", "−")
+    p = f"p = {gain.p:.2f}" if gain.p >= 0.01 else "p < 0.01"
     verdict = "may be chance" if gain.p >= 0.05 else "hardly chance"
-    return f"the map's gain: {points} points ({low} to {high}), p = {gain.p:.2f}: {verdict}."
+    return f"the map's gain: {points} points ({low} to {high}), {p}: {verdict}."
