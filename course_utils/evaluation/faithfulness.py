@@ -217,9 +217,11 @@ def pixel_flipping(
     the first steps (AOPC); the area between the curves is also called ABPC or symmetric relevance
     gain.
 
-    Source: Samek, Binder, Montavon, Lapuschkin, Müller, Evaluating the Visualization of What a Deep
-    Neural Network Has Learned, 2017; the area between: Blücher, Vielhaben, Strodthoff, Decoupling
-    Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks, 2024.
+    Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
+    Layer-Wise Relevance Propagation, 2015; Samek, Binder, Montavon, Lapuschkin, Müller, Evaluating
+    the Visualization of What a Deep Neural Network Has Learned, 2017; the area between: Blücher,
+    Vielhaben, Strodthoff, Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI
+    Benchmarks, 2024.
 
     >>> x = torch.tensor([[[[1.0, 2.0, 4.0]]]])
     >>> faithfulness.pixel_flipping(lambda x: x.sum((2, 3)), x, x, steps=3).lerf.score

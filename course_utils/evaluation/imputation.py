@@ -1,7 +1,7 @@
 """ROAD: pixels are removed by guessing them from their neighbours, and nothing is trained again.
 
 A hole of one colour has edges that the model sees. What is guessed from around the hole has none,
-so that less of the answer comes from the hole itself, as in ROAR, without its trainings.
+so that less of the answer comes from the hole itself. ROAR trains the model again for that.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from course_utils.evaluation.metrics import (
 )
 
 OF = (*SCORES, "accuracy")
-BESIDE, ACROSS = 1 / 6, 1 / 12  # the weights of the four nearest neighbours, and of the other four
+BESIDE, ACROSS = 1 / 6, 1 / 12  # the weights of the four nearest neighbours and of the four diagonal
 
 
 def road(
@@ -110,10 +110,10 @@ def impute(
 
         x_p = Σ_q w_pq x_q / Σ_q w_pq + ε_p,    q: the eight neighbours of p within the image
 
-    w is 1/6 for the four beside p and 1/12 for the four across, ε Gaussian. Neighbours may be away
-    themselves, so that all unknown x_p of an image solve one sparse system of linear equations, to
-    which ε is added at the end: the hole is spanned smoothly from its rim, and the noise hides from
-    the model that it is smooth.
+    w is 1/6 for the four nearest and 1/12 for the four diagonal ones, ε Gaussian. Neighbours may be
+    away themselves, so that all unknown x_p of an image solve one sparse system of linear
+    equations, to which ε is added at the end: the hole is spanned smoothly from its rim, and the
+    noise hides from the model that it is smooth.
 
     images: (N, C, H, W), in model space. away: bool, (N, H, W), at least one pixel of each False.
     noise: the standard deviation of ε in model space. generator: draws ε, the same for all images;

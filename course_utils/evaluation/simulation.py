@@ -43,8 +43,9 @@ def simulatability(
     simulation. A picture is shown with one of the two, drawn at random, so that what makes a
     picture easy is shared out by chance. The interval of a share is Wilson's, of a gain Newcombe's,
     made of the two Wilson intervals. p is Fisher's exact test, two-sided: the share of all ways to
-    deal the right guesses to the pictures whose difference is as unlikely. It takes each guess for
-    one independent draw: of a class that votes, the vote is one guess, not one a head.
+    deal the right guesses to the pictures that give a table at most as likely as this one. It takes
+    each guess for one independent draw: of a class that votes, the vote is one guess, not one a
+    head.
 
     guesses, answers: what people said, and the model, of each picture. shown: what each picture
     came with, such as "grad_cam" or "no map". control: the one of them that the others are compared

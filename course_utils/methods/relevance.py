@@ -78,7 +78,8 @@ Rule = Callable[[Layer, Tensor, float], Tensor]
 def epsilon(layer: Layer, relevance: Tensor, eps: float) -> Tensor:
     """LRP-ε: all terms, t_ij = x_i w_ij.
 
-    Source: Bach et al., On Pixel-Wise Explanations by Layer-Wise Relevance Propagation, 2015.
+    Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
+    Layer-Wise Relevance Propagation, 2015.
     """
     return layer.divide(relevance, [(layer.x, layer.w)], layer.b, eps)
 
@@ -86,7 +87,7 @@ def epsilon(layer: Layer, relevance: Tensor, eps: float) -> Tensor:
 def epsilon_relative(layer: Layer, relevance: Tensor, eps: float, *, share: float = 0.25) -> Tensor:
     """LRP-ε with an ε that counts: a share of the root mean square of an image's z in this layer.
 
-    It takes the relevance of sums that almost cancel, and with it the noise.
+    It takes relevance away where a sum almost cancels, and with it the noise.
 
     Source: Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
     """
@@ -136,7 +137,8 @@ def alpha_beta(
 
     Of a unit that has no negative terms α R_j goes on, not (α − β) R_j.
 
-    Source: Bach et al., On Pixel-Wise Explanations by Layer-Wise Relevance Propagation, 2015.
+    Source: Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
+    Layer-Wise Relevance Propagation, 2015.
     """
     (xp, xn), (wp, wn), (bp, bn) = map(parts, (layer.x, layer.w, layer.b))
     result = alpha * layer.divide(relevance, [(xp, wp), (xn, wn)], bp, eps)
@@ -148,7 +150,8 @@ def alpha_beta(
 def flat(layer: Layer, relevance: Tensor, eps: float) -> Tensor:
     """LRP-flat: each input of a unit gets the same, t_ij = 1, whatever the picture shows there.
 
-    Source: Lapuschkin et al., Unmasking Clever Hans Predictors, 2019.
+    Source: Lapuschkin et al., Unmasking Clever Hans Predictors and Assessing What Machines Really
+    Learn, 2019.
     """
     return layer.divide(relevance, [(layer.filled(1), torch.ones_like(layer.w))], 0, eps)
 
@@ -215,7 +218,7 @@ class Composite(NamedTuple):
     dense: Rule
 
     def assign(self, operations: Sequence[Operation]) -> dict[Operation, tuple[Layer, Rule]]:
-        """Each layer of a pass with its rule; those by ε need none, as all that is linear."""
+        """Each layer of a pass with its rule, but those by ε: all that is linear goes by it."""
         layers = [one for one in operations if is_weighted(one)]
         convolutions = [one for one in layers[1:] if one.name == "convolution"]
         rule_of = dict.fromkeys(layers, self.dense) | dict.fromkeys(layers[:1], self.first)

@@ -63,13 +63,13 @@ def nmf(
         min ‖A − F D‖²   over  F (P, features) ≥ 0  and  D (features, C) ≥ 0
 
     Atoms are the rows of D, scaled to length 1, and the offset is 0. Nothing can be subtracted, so
-    atoms are parts. `encode` keeps D and finds F alone, which has one answer wherever the
-    atoms are independent. `features` may be as many as channels, and 1 at least; with as many, the
+    atoms are parts. `encode` keeps D and finds F alone, which has one answer wherever the atoms are
+    linearly independent. `features` may be as many as channels, and 1 at least; with as many, the
     axes themselves explain everything. steps: the most that scikit-learn takes.
 
     Raises ValueError for negative maps: take those after a ReLU. TypeError for no tensor.
     Source: Lee, Seung, Learning the Parts of Objects by Non-Negative Matrix Factorization, 1999;
-    of feature maps: Fel et al., CRAFT, 2023.
+    for explanations: Fel et al., CRAFT, 2023, of the mean activations of crops.
     """
     from sklearn.decomposition import NMF  # takes a second to import, and few lectures need it
     from sklearn.exceptions import ConvergenceWarning
@@ -357,7 +357,7 @@ def match(features: Tensor, masks: Tensor) -> Match:
     have more features to choose from by luck. Thresholds: the quantiles `LEVELS` of each feature.
 
     Raises ValueError or TypeError naming the argument, also for a concept that a half never shows.
-    Source: Bau et al., Network Dissection, 2017, with one threshold a unit and no second half.
+    Source: Bau et al., Network Dissection, 2017, which has one threshold a unit and no second half.
     """
     rows = _rows(features)
     wanted = (len(features), *features.shape[2:])
@@ -468,8 +468,8 @@ def superposition(
     x_i is uniform from 0 to 1 with probability `density`, else 0. Where features are dense, the m
     most important get a dimension each and the rest are dropped; where they are sparse, they seldom
     meet, and more than m are kept, with directions that are not orthogonal. Trained by Adam on all
-    densities at once, from the same start and on the same batches up to the density. From one
-    start of eight that were tried, the descent ends with a feature fewer than there is room for.
+    densities at once, from the same start and on the same batches up to the density. A descent may
+    end with a feature fewer than there is room for: at density 0.05, from seed 4 of 0 to 7.
 
     Raises ValueError or TypeError naming the argument.
     Source: Elhage et al., Toy Models of Superposition, 2022.
