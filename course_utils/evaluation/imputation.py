@@ -35,7 +35,7 @@ from course_utils.evaluation.metrics import (
 )
 
 OF = (*SCORES, "accuracy")
-BESIDE, ACROSS = 1 / 6, 1 / 12  # the weights of the four nearest neighbours and of the four diagonal
+BESIDE, ACROSS = 1 / 6, 1 / 12  # the weights of the nearest four neighbours, of the diagonal four
 
 
 def road(
