@@ -616,7 +616,7 @@ def test_lab_where_one_may_not_write(
     assert served == []
 
 
-@pytest.mark.parametrize(("arguments", "number"), [(("slides", "6"), 1), (("slides",), 11)])
+@pytest.mark.parametrize(("arguments", "number"), [(("slides", "6"), 1), (("slides",), 17)])
 def test_slides_says_where_they_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

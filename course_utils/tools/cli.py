@@ -81,6 +81,8 @@ def _command_line() -> argparse.ArgumentParser:
     command.add_argument("--only", action="append", metavar="NAME", help=row)
     beside = "the second table: photographs and a network that others trained (twenty minutes)"
     command.add_argument("--photographs", action="store_true", help=beside)
+    command = add("poster", draw_poster, "draw every method's maps of three pictures (two minutes)")
+    command.add_argument("path", type=Path, metavar="FILE", help="such as poster.png")
     add("roar", roar, "retrain without the pixels that methods choose (ten minutes)")
     command = add("live", write_live, "write an instructor's copy of a lecture, to type in class")
     command.add_argument("lecture", metavar="NN", help="its number, such as 01")
@@ -430,6 +432,15 @@ def league(only: Sequence[str] | None = None, photographs: bool = False) -> int:
     table = league.make_rows(only) if only else league.make()
     datasheets.replace_section(ROOT / "README.md", "league", standings.markdown(table))
     print(f"{table}\nthe table is in {standings.PATH}, and in the README")
+    return 0
+
+
+def draw_poster(path: Path) -> int:
+    """Draw every method's maps of three pictures, side by side."""
+    from course_utils.tools import poster
+
+    poster.draw(path)
+    print(f"the maps are in {path}")
     return 0
 
 
