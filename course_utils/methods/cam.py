@@ -205,7 +205,8 @@ def grad_cam_plus_plus(
     derivatives of exp(f_c), not of f_c, and is this closed form only where those of f_c itself are
     0, as in a network that is piecewise linear from the layer on; exp(f_c), a factor of all
     weights, is left out. The maps must not be negative: after a ReLU, 2 + g · Σ A is at least 2
-    wherever g is positive; elsewhere it may be near 0, or negative, and the weights mean nothing.
+    wherever g is positive; for negative maps it may be near 0, or below, and the weights mean
+    nothing.
     (pytorch-grad-cam adds 1e-6 to the first denominator, which is as much as 2 g² where g is
     7e-4; its maps then are others.)
 

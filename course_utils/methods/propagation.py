@@ -298,10 +298,11 @@ def lrp_epsilon_gamma_box(
 ) -> Tensor:
     """LRP by ε in linear layers, γ in convolutions, and z^B in the first.
 
-        R_i = Σ_j x_i (w_ij + γ w_ij⁺) R_j / Σ_i x_i (w_ij + γ w_ij⁺)      in a convolution, x ≥ 0
+        R_i = Σ_j x_i (w_ij + γ w_ij⁺) R_j / (Σ_i x_i (w_ij + γ w_ij⁺) + b_j + γ b_j⁺)
 
-    The first convolution divides by how far a value is from the lowest l and the highest h that it
-    could have: x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻.
+    That is γ in a convolution with x ≥ 0; `relevance.gamma` has the rest. The first convolution
+    divides by how far a value is from the lowest l and the highest h that it could have:
+    x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻.
 
     Arguments, result and errors as `lrp`. gamma: ≥ 0. low, high: numbers or tensors that broadcast
     to the images, such as `Classifier.black(images)` and `Classifier.white(images)`; None: the
