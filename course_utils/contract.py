@@ -116,10 +116,10 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
 def _check_target(target: Target, n: int) -> None:
     if target is None or callable(target):
         return
-    numbers = target if isinstance(target, tuple) else (target,)
     if not isinstance(target, Tensor):
+        numbers = target if isinstance(target, tuple) else (target,)
         whole = all(isinstance(c, int) and not isinstance(c, bool) for c in numbers)
-        if not whole or len(numbers) > 2 or not numbers:
+        if not whole or (isinstance(target, tuple) and len(target) != 2):
             raise TypeError(f"{_WANTED}, not {_said(target)}")
         target = torch.tensor(target)[None]
     elif target.dtype != torch.long:

@@ -213,6 +213,7 @@ BAD_TARGETS: dict[str, object] = {
     "bool": True,
     "name": "zebra",
     "no class": (),
+    "one of two": (1,),
     "three classes": (0, 1, 2),
     "names": ("zebra", "tiger"),
     "the same twice": (2, 2),
