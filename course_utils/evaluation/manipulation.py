@@ -124,7 +124,7 @@ def _grad_cam(model: nn.Module, images: Tensor, classes: Target) -> Tensor:
     return F.interpolate(weighted.relu(), images.shape[2:], mode="bilinear")[:, 0]
 
 
-# Methods of METHODS with options such that they are quick; each gives the same numbers as these do.
+# Each gives the numbers of its method in METHODS, which with these OPTIONS is quick.
 DIFFERENTIABLE: dict[str, DifferentiableMap] = {
     "gradient": _slope,
     "input_x_gradient": _input_x_gradient,
@@ -382,8 +382,9 @@ def lying_copy(
         min over θ of  mean over x of  1 − ρ(M_θ(x), where) + keep · mean_k (f_θ,k(x) − f_k(x))²
 
     M is the map of each image's class as a figure shows it, ρ the correlation. The copy learns f
-    from the network itself, so no labels are needed; BatchNorm's statistics stay. To train the last
-    layers alone, which is quicker, give these as the model, and as images what enters them.
+    from the network itself, so no labels are needed, while the paper keeps the loss on them small;
+    BatchNorm's statistics stay. To train the last layers alone, which is quicker, give these as the
+    model, and as images what enters them.
 
     images: (N, C, H, W), in model space, of the kind that the network sees; random batches of them
     are used. where: the map that all images shall get, (H, W). method: one of DIFFERENTIABLE.

@@ -1,7 +1,7 @@
 """A scaffold that hides a biased model from whoever explains it by changed rows of a table.
 
-LIME and Kernel SHAP ask a model about rows that they make up. Who can tell these from real rows can
-answer real ones as he likes, and made-up ones innocently.
+LIME and Kernel SHAP ask a model about rows that they make up. A model that can tell these from real
+rows can be biased for real ones, and innocent for made-up ones.
 """
 
 from collections.abc import Callable

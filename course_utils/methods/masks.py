@@ -232,8 +232,8 @@ def extremal_perturbation(
     The authors' program, TorchRay, takes 800 steps of momentum, with f's slope as it is. Here Adam
     takes fewer, with f's slope in units of its largest entry on m̄ at the start, so that f and 2 f
     have the same mask. It starts from m̄ = 1, where pixels tie and sorting decides by their order,
-    for the last rows; here m̄ starts from ½ and λ from 0. It flips every second picture; here
-    nothing is drawn. The search is local: other settings find other masks, nearly as good.
+    in favour of the last rows; here m̄ starts from ½ and λ from 0. It flips every second picture;
+    here nothing is flipped. The search is local: other settings find other masks, nearly as good.
 
     Raises ValueError or TypeError naming the argument.
     Source: Fong, Patrick, Vedaldi, Understanding Deep Networks via Extremal Perturbations and

@@ -47,9 +47,10 @@ def concept_masks(picture: Scene | Photograph) -> dict[str, Mask]:
 
     Of a scene: "class zebra" and "shape horse" are the whole object or companion, "part head" is
     that part of the object, "texture stripes" the parts of the object that carry its texture,
-    furniture, or a companion as a whole, "place savanna" all that is neither object, companion nor
-    furniture. "colour red" are the pixels that look red, wherever they are: unlike `in_scene`, it
-    is about the picture, shading and background included. The parts of companions are not known.
+    furniture, or a companion as a whole, "place savanna" all that is neither object, companion,
+    furniture nor mark. "colour red" are the pixels that look red, wherever they are: unlike
+    `in_scene`, it is about the picture, shading and background included. The parts of companions
+    are not known.
 
     Of a photograph: "thing cat" is the outline of that thing, and the colours.
 

@@ -23,7 +23,7 @@ from course_utils.units.features import Images, batches, feature_maps, responses
 
 ROWS = ("mean", "none")
 KINDS = ("mean", "logistic")
-FOLDS = 3  # as in the paper, a third is held out
+FOLDS = 3  # as in the authors' program, a third is held out
 FEWEST = 2 * FOLDS  # images of each kind
 PENALTY = 0.01  # scikit-learn's C: the weaker the vector, the less it follows single images
 
@@ -64,8 +64,8 @@ def concept_vector(concept: Any, others: Any, *, kind: str = "mean") -> ConceptV
 
     Raises ValueError or TypeError naming the argument.
     Source: Kim, Wattenberg, Gilmer, Cai, Wexler, Viegas, Sayres, Interpretability Beyond Feature
-    Attribution: Quantitative Testing with Concept Activation Vectors, 2018; mean: Pahde, Weber,
-    Anders, Samek, Lapuschkin, Navigating Neural Space, 2022.
+    Attribution: Quantitative Testing with Concept Activation Vectors, 2018; mean: Pahde et al.,
+    Navigating Neural Space, 2022.
 
     >>> concept, others = torch.eye(6)[:, :2] + torch.tensor([3.0, 0.0]), torch.eye(6)[:, :2]
     >>> vectors.concept_vector(concept, others)
@@ -155,12 +155,13 @@ def tcav(
     rest its others; p = (1 + number of random concepts with as large an |effect|) / (1 + their
     number). p ≤ 0.05 happens to random images in at most 5 % of all cases, however few they are.
 
-    The paper compares the scores of many vectors, of one set of concept images against many sets of
-    random ones, in a t test, as if they were independent. All share the concept's images: what is
-    special about those few images is in each, and more vectors only make the test surer of it. It
-    calls random images a concept far more often than it says; lecture 11 measures how often. Nor
-    does the score decide: it is near 0 or 1 for most random concepts in a late layer, where the
-    slopes of all images of a class agree.
+    The paper makes many vectors, of one set of concept images against many sets of random ones, and
+    a t test asks whether their mean score is 0.5; in the authors' program, whether it is that of
+    random sets against random sets. Both take the scores for independent. But all share the
+    concept's images: what is special about those few is in each score, and more vectors only make
+    the test surer of it. The program's calls random images a concept far more often than it says;
+    lecture 11 measures how often. Nor does the score decide: it is near 0 or 1 for most random
+    concepts in a late layer, where the slopes of all images of a class agree.
 
     slopes: (n, D), the `class_slopes` of the images x. concept, others, kind: as `concept_vector`.
 
