@@ -516,7 +516,9 @@ def test_lrp(double: nn.Module, photos: Tensor) -> None:
 
 @real
 @pytest.mark.parametrize("composite", ["epsilon-plus-flat", "epsilon-gamma-box"])
-def test_lrp_composites(double: nn.Module, photos: Tensor, composite: str) -> None:
+def test_lrp_epsilon_plus_flat_and_lrp_epsilon_gamma_box(
+    double: nn.Module, photos: Tensor, composite: str
+) -> None:
     """ReLU6, padding before a convolution, bottlenecks whose sums have both signs."""
     images = halved(photos)
     harmless = without_epsilon(double)

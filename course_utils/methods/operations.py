@@ -240,8 +240,9 @@ def storage_of(value: Tensor) -> int:
 
 
 def name_of(function: Any) -> str:
-    """PyTorch's name of an operation, the same in place."""
-    return function._schema.name.partition("::")[2].removesuffix("_")
+    """PyTorch's name of an operation, the same in place, and for what torch.jit.trace has made."""
+    name = function._schema.name.partition("::")[2].removesuffix("_")
+    return "convolution" if name == "_convolution" else name
 
 
 def said_of(function: Any) -> str:

@@ -267,7 +267,9 @@ def lrp(
         return propagate(model, images, rules, score)
 
 
-def lrp_epsilon_plus_flat(model: nn.Module, images: Tensor, target: Target = None) -> Tensor:
+def lrp_epsilon_plus_flat(
+    model: nn.Module, images: Tensor, target: Target = None, *, epsilon: float = 1e-6
+) -> Tensor:
     """LRP by ε in linear layers, z⁺ in convolutions, and flat in the first: positive terms alone.
 
         R_i = Σ_j (x_i w_ij)⁺ R_j / (Σ_i (x_i w_ij)⁺ + b_j⁺)      in a convolution
@@ -284,7 +286,7 @@ def lrp_epsilon_plus_flat(model: nn.Module, images: Tensor, target: Target = Non
     >>> propagation.lrp_epsilon_plus_flat(model, x)  # 4, in equal shares
     tensor([[[[2.0000, 2.0000]]]])
     """
-    return lrp(model, images, target, composite="epsilon-plus-flat")
+    return lrp(model, images, target, composite="epsilon-plus-flat", epsilon=epsilon)
 
 
 def lrp_epsilon_gamma_box(
@@ -293,6 +295,7 @@ def lrp_epsilon_gamma_box(
     target: Target = None,
     *,
     gamma: float = 0.25,
+    epsilon: float = 1e-6,
     low: Baseline | None = None,
     high: Baseline | None = None,
 ) -> Tensor:
@@ -321,7 +324,7 @@ def lrp_epsilon_gamma_box(
     first = partial(relevance.box, low=low, high=high)
     others = partial(relevance.gamma, gamma=gamma)
     composite = Composite(first, others, others, others, dense=relevance.epsilon)
-    return lrp(model, images, target, composite=composite)
+    return lrp(model, images, target, composite=composite, epsilon=epsilon)
 
 
 def _bound(

@@ -49,7 +49,8 @@ class Layer(NamedTuple):
         """wᵀ ∗ s: a number for each output, brought to the inputs by the weights' transpose."""
         if self.operation.name != "convolution":
             return s @ w
-        options, only_x = self.operation.args[3:], [True, False, False]
+        # What torch.jit.trace has made has more of them.
+        options, only_x = self.operation.args[3:9], [True, False, False]
         return torch.ops.aten.convolution_backward(s, self.x, w, None, *options, only_x)[0]
 
     def filled(self, value: float | Tensor) -> Tensor:
